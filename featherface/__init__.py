@@ -1,0 +1,31 @@
+"""FeatherFace: a 256K-parameter face detector (boxes and five landmarks), and how it is made.
+
+Names load on first use, so that importing the package is quick and the ONNX detector needs no torch.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.2.0"
+
+_HOME = {
+    "Detections": "featherface.structures",
+    "Detector": "featherface.detector",
+    "FeatherFaceV1": "featherface.models.v1",
+    "FeatherFaceV2": "featherface.models.v2",
+    "Predictions": "featherface.structures",
+    "draw": "featherface.drawing",
+    "load_model": "featherface.checkpoint",
+    "make_anchors": "featherface.anchors",
+}
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'featherface' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,134 @@
+"""Anchors, the box and landmark codec, and the matching of anchors to faces.
+
+The scheme is SSD's (arXiv 1512.02325) with RetinaFace's anchors: two square anchors a cell on three
+levels, variances 0.1 and 0.2, matching by IoU 0.35 with each face's best anchor forced.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert, box_iou
+
+from featherface.config import ANCHOR_SIZES, STRIDES, VARIANCES
+from featherface.structures import Target
+
+POSITIVE_IOU = 0.35
+FORCED_IOU = 0.2
+_FACES_AT_ONCE = 32  # of each image: bounds the memory that crowds need
+
+
+def anchor_count(height: int, width: int) -> int:
+    """A, the number of anchors of an image: 16,800 at 640×640."""
+    return sum(2 * -(-height // stride) * -(-width // stride) for stride in STRIDES)
+
+
+@lru_cache(maxsize=32)
+def _anchors(height: int, width: int, device: torch.device) -> Tensor:
+    levels = []
+    for stride, sizes in zip(STRIDES, ANCHOR_SIZES, strict=True):
+        rows = (torch.arange(-(-height // stride), device=device) + 0.5) * stride
+        columns = (torch.arange(-(-width // stride), device=device) + 0.5) * stride
+        y, x, size = torch.meshgrid(
+            rows, columns, torch.tensor(sizes, dtype=torch.float32, device=device), indexing="ij"
+        )
+        levels.append(torch.stack((x, y, size, size), dim=-1).reshape(-1, 4))  # (rows·cols·2, 4)
+    return torch.cat(levels)
+
+
+def make_anchors(
+    height: int, width: int, device: torch.device | str | None = None
+) -> Tensor:
+    """(A, 4) anchors cx, cy, w, h in pixels for an image of height × width. Cached: do not change.
+
+    Order: level P3, P4, P5; inside a level row by row; inside a cell small anchor, then large.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"an image has at least 1×1 pixels; got {height}×{width}")
+    return _anchors(int(height), int(width), torch.device(device or "cpu"))
+
+
+def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """Boxes x1, y1, x2, y2 (..., A, 4) in pixels → deltas (..., A, 4) to the anchors (A, 4).
+
+    delta = ((cx−ax)/(0.1·aw), (cy−ay)/(0.1·ah), ln(w/aw)/0.2, ln(h/ah)/0.2); boxes need an area.
+    """
+    center, size = box_convert(boxes, "xyxy", "cxcywh").split(2, dim=-1)
+    anchor_center, anchor_size = anchors.split(2, dim=-1)
+    return torch.cat(
+        (
+            (center - anchor_center) / (VARIANCES[0] * anchor_size),
+            torch.log(size / anchor_size) / VARIANCES[1],
+        ),
+        dim=-1,
+    )
+
+
+def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
+    """Deltas (..., A, 4) → boxes x1, y1, x2, y2 (..., A, 4) in pixels. Inverse of encode_boxes."""
+    anchor_center, anchor_size = anchors.split(2, dim=-1)
+    center = anchor_center + deltas[..., :2] * VARIANCES[0] * anchor_size
+    half = torch.exp(deltas[..., 2:] * VARIANCES[1]) * anchor_size / 2
+    return torch.cat((center - half, center + half), dim=-1)
+
+
+def encode_landmarks(landmarks: Tensor, anchors: Tensor) -> Tensor:
+    """Five points (..., A, 5, 2) in pixels → deltas (..., A, 10): (x−ax)/(0.1·aw), (y−ay)/(0.1·ah)."""
+    center, size = anchors.unsqueeze(-2).split(2, dim=-1)  # (A, 1, 2) each
+    return ((landmarks - center) / (VARIANCES[0] * size)).flatten(-2)
+
+
+def decode_landmarks(deltas: Tensor, anchors: Tensor) -> Tensor:
+    """Deltas (..., A, 10) → points (..., A, 5, 2) in pixels. Inverse of encode_landmarks."""
+    center, size = anchors.unsqueeze(-2).split(2, dim=-1)
+    return center + deltas.unflatten(-1, (5, 2)) * VARIANCES[0] * size
+
+
+class Matches(NamedTuple):
+    """What each anchor has to learn. B images, A anchors."""
+
+    face: Tensor  # (B, A) int64: the face of a positive anchor, else any
+    positive: Tensor  # (B, A) bool
+    ignored: Tensor  # (B, A) bool: no part in the loss; never positive
+
+
+def _matching_boxes(targets: Target) -> Tensor:
+    """The boxes to match (B, F, 4): an ignored face counts as at least one smallest anchor large,
+
+    because a face of 3 px reaches IoU 0.35 with no anchor, and its place would become background.
+    """
+    center, size = box_convert(targets.boxes, "xyxy", "cxcywh").split(2, dim=-1)
+    half = size.clamp(min=min(ANCHOR_SIZES[0])) / 2
+    grown = torch.cat((center - half, center + half), dim=-1)
+    return torch.where(targets.ignore[..., None], grown, targets.boxes)
+
+
+def match(targets: Target, anchors: Tensor) -> Matches:
+    """Match a padded batch of faces (B, F) to anchors (A, 4), without a loop over images.
+
+    Positive: IoU ≥ 0.35 with a face, for its best face; and each face's best anchor if their IoU is
+    ≥ 0.2 (of two faces that share it the later one wins). An ignored face takes the anchors that it
+    would have matched out of the loss.
+    """
+    batch, faces = targets.boxes.shape[:2]
+    boxes, anchor_boxes = _matching_boxes(targets), box_convert(anchors, "cxcywh", "xyxy")
+    present = targets.weight > 0
+    best = torch.zeros(batch, len(anchors), device=anchors.device)
+    face = torch.zeros_like(best, dtype=torch.long)
+    forced = torch.zeros_like(face)  # 1 + the face that takes this anchor by force
+    ignored = torch.zeros_like(best, dtype=torch.bool)
+    for start in range(0, faces, _FACES_AT_ONCE):
+        part = slice(start, start + _FACES_AT_ONCE)
+        iou = box_iou(boxes[:, part].flatten(0, 1), anchor_boxes).unflatten(0, (batch, -1))
+        ignore = (targets.ignore & present)[:, part, None]
+        ignored |= (iou.masked_fill(~ignore, 0.0) >= POSITIVE_IOU).any(dim=1)
+        iou = iou.masked_fill(ignore | ~present[:, part, None], 0.0)  # (B, f, A)
+        part_best, part_face = iou.max(dim=1)  # (B, A)
+        face = torch.where(part_best > best, part_face + start, face)
+        best = torch.maximum(best, part_best)
+        own_best, own_anchor = iou.max(dim=2)  # (B, f)
+        number = torch.arange(1, iou.shape[1] + 1, device=iou.device) + start
+        forced.scatter_reduce_(1, own_anchor, number * (own_best >= FORCED_IOU), "amax")
+    positive = (best >= POSITIVE_IOU) | (forced > 0)
+    return Matches(torch.where(forced > 0, forced - 1, face), positive, ignored & ~positive)

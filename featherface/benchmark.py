@@ -1,0 +1,66 @@
+"""Speed, measured in pairs: what is compared runs in turn in one process, on the same input."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+
+from featherface.config import TrainConfig
+from featherface.data.annotations import Photo
+from featherface.data.loader import make_loader
+from featherface.data.widerface import read_split
+from featherface.errors import DataError
+
+
+def loader_speed(
+    data: str | Path,
+    *,
+    image_size: int = 640,
+    batch_size: int = 16,
+    num_workers: int = 2,
+    photos: int = 256,
+    rounds: int = 5,
+) -> pd.DataFrame:
+    """Images a second of the training loader against a plain loop over the same photos.
+
+    The plain loop is one process: cv2.imread, a random square crop, cv2.resize, to tensor; no
+    colours, no flip, no boxes. One row a round: round, plain, loader (images/s), ratio. One round
+    more runs first, not reported, so that files are in memory and the workers are up.
+    Raises DataError if `data` has no training photos, or one cannot be read.
+    """
+    chosen = read_split(data, limit=photos)
+    config = TrainConfig(image_size=image_size, batch_size=batch_size, num_workers=num_workers)
+    loader, sampler = make_loader(chosen, config)
+    rows = []
+    for number in range(rounds + 1):
+        started = time.perf_counter()
+        _plain_epoch(chosen, image_size, seed=number)
+        plain = len(chosen) / (time.perf_counter() - started)
+        sampler.set_epoch(number)
+        started = time.perf_counter()
+        images = sum(len(batch.images) for batch in loader)
+        fast = images / (time.perf_counter() - started)
+        rows.append({"round": number, "plain": plain, "loader": fast, "ratio": fast / plain})
+    return pd.DataFrame(rows[1:])
+
+
+def _plain_epoch(photos: Sequence[Photo], size: int, *, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for photo in photos:
+        image = cv2.imread(str(photo.path))
+        if image is None:
+            raise DataError(f"photo {photo.path} cannot be read")
+        height, width = image.shape[:2]
+        side = max(1, int(rng.uniform(0.3, 1.0) * min(height, width)))
+        top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
+        part = cv2.resize(image[top : top + side, left : left + side], (size, size))
+        torch.from_numpy(part).permute(2, 0, 1).contiguous()
+
+
+def summary(rounds: pd.DataFrame) -> pd.DataFrame:
+    """Median, smallest and largest value of every measured column: the spread beside the figure."""
+    return rounds.drop(columns="round").agg(["median", "min", "max"])

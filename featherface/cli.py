@@ -1,0 +1,67 @@
+"""What every script shares: flags made from the config, and one way to end.
+
+Exit codes: 0 done, 2 wrong input (one line on stderr says what, where and what to do), 130 Ctrl-C.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+
+from featherface.config import TrainConfig
+from featherface.errors import FeatherFaceError
+
+
+def flag(name: str) -> tuple[str, ...]:
+    """The spellings of a flag: --batch-size and --batch_size."""
+    dashed = f"--{name.replace('_', '-')}"
+    return (dashed, f"--{name}") if "_" in name else (dashed,)
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Shows each option once, by its first spelling."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        if action.nargs == 0:
+            return action.option_strings[0]
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{action.option_strings[0]} {value}"
+
+
+def parser(description: str, **options: object) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        description=description, formatter_class=HelpFormatter, **options  # type: ignore[arg-type]
+    )
+
+
+def add_config_flags(target: argparse.ArgumentParser, defaults: TrainConfig) -> None:
+    """One flag a field of the config, its help text and default taken from there.
+
+    A flag that is not given leaves no trace in the parsed arguments, so that a resumed run can tell
+    what was asked for from what is only the default.
+    """
+    for item in fields(TrainConfig):
+        if item.name == "model":
+            continue  # the script decides
+        default = getattr(defaults, item.name)
+        target.add_argument(
+            *flag(item.name),
+            type=type(default),
+            default=argparse.SUPPRESS,
+            choices=item.metadata["choices"],
+            help=f"{item.metadata['help']}" + (f" (default: {default})" if default != "" else ""),
+        )
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main` and exit: a deliberate error is one line and code 2, Ctrl-C is code 130."""
+    try:
+        main()
+    except FeatherFaceError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

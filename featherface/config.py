@@ -1,0 +1,138 @@
+"""Every default, once: the constants of the detector and the settings of a training run.
+
+`TrainConfig` fields become the flags of scripts/train_v1.py and train_v2.py, their help text and
+the configuration table of the notebook, so a setting is described here and nowhere else.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from featherface.errors import ConfigError
+
+# The detector, fixed by the published networks (Electronics 2025, 14(3), 517; RetinaFace).
+MEAN_BGR = (104.0, 117.0, 123.0)  # subtracted from 0-255 BGR pixels, no division
+STRIDES = (8, 16, 32)  # levels P3, P4, P5
+ANCHOR_SIZES = ((16, 32), (64, 128), (256, 512))  # pixels, square, two a cell
+VARIANCES = (0.1, 0.2)  # scale of centre and size deltas
+PAD_MULTIPLE = 32  # images are padded to this for inference
+
+# Post-processing defaults.
+DISPLAY_SCORE = 0.5
+EVALUATION_SCORE = 0.02
+NMS_IOU = 0.4
+PRE_NMS_TOP_K = 5000
+KEEP_TOP_K = 750
+
+
+def setting(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A config field with its description (and allowed values), for --help and the notebook."""
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Every setting of a training run. Pixels are pixels of the training image."""
+
+    # network and data
+    model: str = setting("v2", "network to train", ("v1", "v2"))
+    data: str = setting("data/widerface", "data folder; layout and annotation found by itself")
+    training_dataset: str = setting("", "annotation file to use instead of the one found in data")
+    split: str = setting("train", "split to train on", ("train", "val", "test"))
+    limit: int = setting(0, "use only the first N photos of the split; 0: all")
+    image_size: int = setting(640, "side of the square training image, pixels")
+    crop_scale_min: float = setting(0.3, "smallest crop, as a share of the photo's short side")
+    crop_scale_max: float = setting(2.0, "largest crop; above 1 the outside is filled with mean")
+    flip_prob: float = setting(0.5, "probability of a horizontal flip")
+    photometric_prob: float = setting(0.5, "probability of each photometric change")
+    min_face: float = setting(4.0, "faces with a shorter side than this are ignored, pixels")
+    num_workers: int = setting(-1, "loader processes; -1: one a core, at most 8; 0: none")
+    # teacher and initialisation
+    teacher_model: str = setting("weights/featherface_v1.pth", "weights of the V1 teacher")
+    init: str = setting(
+        "teacher", "start of the backbone", ("teacher", "imagenet", "scratch")
+    )
+    weights: str = setting("", "start from these weights of the same network, instead of --init")
+    backbone_weights: str = setting(
+        "weights/mobilenetV1X0.25_pretrain.tar", "ImageNet checkpoint, for --init imagenet"
+    )
+    # distillation: total = (1 − α)·task + α·distillation + λ·feature
+    temperature: float = setting(4.0, "T: softens teacher and student in the class KL")
+    alpha: float = setting(0.7, "α: share of distillation against the task loss")
+    feature_weight: float = setting(0.1, "λ: weight of the feature loss")
+    distill_form: str = setting(
+        "weighted",
+        "anchors in the class KL: all alike, or by teacher's face probability and disagreement",
+        ("naive", "weighted"),
+    )
+    # regularisation of the student
+    mixup_alpha: float = setting(0.2, "MixUp: λ ~ Beta(α, α); 0: off")
+    mixup_prob: float = setting(0.5, "probability that a batch is mixed by MixUp")
+    cutmix_prob: float = setting(0.5, "probability that a batch, not mixed by MixUp, is CutMixed")
+    dropblock_prob: float = setting(0.1, "DropBlock at the end of training (ramped from 0)")
+    dropblock_size: int = setting(3, "DropBlock's block side on the feature map, odd")
+    # losses
+    box_weight: float = setting(2.0, "weight of the smooth-L1 box term")
+    landmark_weight: float = setting(1.0, "weight of the smooth-L1 landmark term")
+    negative_ratio: int = setting(7, "hard negatives a positive anchor")
+    # optimisation
+    epochs: int = setting(400, "passes over the data")
+    batch_size: int = setting(32, "images a step")
+    lr: float = setting(1e-3, "highest learning rate of AdamW")
+    min_lr: float = setting(1e-5, "learning rate at the end of the cosine")
+    weight_decay: float = setting(5e-4, "AdamW's weight decay")
+    warmup_epochs: float = setting(5.0, "linear warm-up, at most a tenth of the run")
+    clip_norm: float = setting(10.0, "largest gradient norm; 0: no clipping")
+    ema_decay: float = setting(0.999, "decay of the averaged weights a step; 0: off")
+    amp: str = setting("auto", "bf16 autocast: where a CUDA device has it, or off", ("auto", "off"))
+    # the run
+    save_folder: str = setting("weights/v2", "checkpoints and training_log.csv go here")
+    save_every: int = setting(10, "epochs between checkpoints")
+    seed: int = setting(0, "seed of everything random")
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1, mps")
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            choices = item.metadata["choices"]
+            value = getattr(self, item.name)
+            if choices and value not in choices:
+                raise ConfigError(f"{item.name} must be one of {', '.join(choices)}; got {value!r}")
+        _check(self)
+
+    def replace(self, **changes: Any) -> "TrainConfig":
+        return dataclasses.replace(self, **changes)
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def _check(config: TrainConfig) -> None:
+    positive = ("image_size", "batch_size", "epochs", "lr", "temperature", "save_every")
+    for name in positive:
+        if not getattr(config, name) > 0:
+            raise ConfigError(f"{name} must be above 0; got {getattr(config, name)!r}")
+    shares = ("alpha", "flip_prob", "photometric_prob", "mixup_prob", "cutmix_prob")
+    for name in shares:
+        if not 0 <= getattr(config, name) <= 1:
+            raise ConfigError(f"{name} must lie in 0..1; got {getattr(config, name)!r}")
+    if not 0 <= config.ema_decay < 1 or not 0 <= config.dropblock_prob < 1:
+        raise ConfigError("ema_decay and dropblock_prob must lie in 0..1, below 1")
+    if config.dropblock_size % 2 == 0:
+        raise ConfigError(f"dropblock_size must be odd; got {config.dropblock_size}")
+    if not 0 < config.crop_scale_min <= config.crop_scale_max:
+        raise ConfigError("crop scales need 0 < crop_scale_min <= crop_scale_max")
+    if config.image_size % PAD_MULTIPLE:
+        raise ConfigError(f"image_size must be a multiple of {PAD_MULTIPLE}")
+
+
+V2 = TrainConfig()  # the published recipe: T = 4, α = 0.7, MixUp, CutMix, DropBlock, 400 epochs
+V1 = TrainConfig(
+    model="v1",
+    init="imagenet",
+    mixup_prob=0.0,
+    cutmix_prob=0.0,
+    dropblock_prob=0.0,
+    save_folder="weights/v1",
+)
+QUICK = V2.replace(epochs=5, image_size=320, batch_size=16)  # the demo: minutes on a laptop
+PRESETS = {"v1": V1, "v2": V2, "quick": QUICK}

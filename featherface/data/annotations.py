@@ -1,0 +1,225 @@
+"""The two annotation formats of WIDER FACE, told apart by content.
+
+The official one (WIDER FACE, arXiv 1511.06523): a name line, a count line, rows `x y w h blur
+expression illumination invalid occlusion pose`. The RetinaFace one (arXiv 1905.00641), label.txt:
+`# name`, then rows `x y w h`, five landmarks `x y visibility` and a blur value; its val file has
+`x y w h` only. −1 means no landmark.
+"""
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+import numpy as np
+
+from featherface.errors import DataError
+
+OFFICIAL, LANDMARKS = "official", "landmarks"  # the two annotation formats
+OFFICIAL_WIDTHS = (10, 4)  # columns of a row; rows of x y w h alone are accepted
+LANDMARK_WIDTHS = (20, 19, 4)  # with and without the blur value; x y w h alone
+INVALID_COLUMN = 7
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """One photo and its F faces, in pixels of the photo as stored (EXIF orientation not applied).
+
+    Faces without a size and faces flagged invalid are left out; a photo may have no face.
+    """
+
+    path: Path
+    name: str  # "<event>/<file>", as the annotation gives it
+    boxes: np.ndarray  # (F, 4) float32 x1, y1, x2, y2
+    landmarks: np.ndarray  # (F, 5, 2) float32; anything where masked
+    landmark_mask: np.ndarray  # (F, 5) bool: this point is annotated
+
+
+def read_annotations(path: str | Path, images: str | Path) -> list[Photo]:
+    """All photos of an annotation file of either format, in its order; `images` holds the photos.
+
+    Raises DataError with file and line number for a line that does not fit the format.
+    """
+    path, images = Path(path), Path(images)
+    kind = annotation_kind(path)
+    blocks = _landmark_blocks(path) if kind == LANDMARKS else _official_blocks(path)
+    rows = list(chain.from_iterable(blocks.rows))
+    numbers = list(chain.from_iterable(blocks.line_numbers))
+    widths = LANDMARK_WIDTHS if kind == LANDMARKS else OFFICIAL_WIDTHS
+    table = _parse_rows(path, rows, numbers, widths)
+    keep = (table[:, 2] > 0) & (table[:, 3] > 0)
+    if kind == OFFICIAL:
+        keep &= table[:, INVALID_COLUMN] != 1
+    boxes = np.concatenate((table[:, :2], table[:, :2] + table[:, 2:4]), axis=1)
+    landmarks, mask = _landmarks(table, kind)
+    photos = []
+    stop = 0
+    for name, block in zip(blocks.names, blocks.rows, strict=True):
+        start, stop = stop, stop + len(block)
+        kept = np.flatnonzero(keep[start:stop]) + start
+        photos.append(Photo(images / name, name, boxes[kept], landmarks[kept], mask[kept]))
+    return photos
+
+
+def _landmarks(table: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Points (N, 5, 2) and their mask (N, 5) from the rows; zeros where nothing is annotated."""
+    if kind == OFFICIAL:
+        return np.zeros((len(table), 5, 2), np.float32), np.zeros((len(table), 5), bool)
+    triples = table[:, 4:19].reshape(-1, 5, 3)
+    mask = (triples[..., 2] >= 0) & ~(triples[..., :2] == -1).all(axis=-1)
+    return np.where(mask[..., None], triples[..., :2], np.float32(0)), mask
+
+
+@dataclass
+class _Blocks:
+    """The annotation cut by photo: its name, its rows as text, and their line numbers."""
+
+    names: list[str]
+    rows: list[list[str]]
+    line_numbers: list[range]
+
+    def add(self, name: str, rows: list[str], first_line: int) -> None:
+        self.names.append(name)
+        self.rows.append(rows)
+        self.line_numbers.append(range(first_line, first_line + len(rows)))
+
+
+def _official_blocks(path: Path) -> _Blocks:
+    lines = _read_lines(path)
+    blocks = _Blocks([], [], [])
+    at = 0
+    while at < len(lines):
+        name = lines[at].strip()
+        if not name or _is_row(name):
+            raise DataError(f"{path}:{at + 1}: expected the name of a photo, got {name!r}")
+        count = _count(path, lines, at + 1)
+        at += 2
+        rows = lines[at : at + count]
+        if len(rows) < count:
+            raise DataError(f"{path}:{len(lines)}: {name} has {len(rows)} of its {count} rows")
+        blocks.add(name, rows, at + 1)
+        at += count
+        if count == 0 and at < len(lines) and _is_row(lines[at]):
+            if any(float(value) for value in lines[at].split()):
+                raise DataError(f"{path}:{at + 1}: a face of {name}, but its count says 0")
+            at += 1  # the official files put one row of zeros where the count is 0
+    return blocks
+
+
+def _count(path: Path, lines: list[str], at: int) -> int:
+    text = lines[at].strip() if at < len(lines) else ""
+    if not text.isdecimal():
+        raise DataError(f"{path}:{at + 1}: expected the number of faces, got {text!r}")
+    return int(text)
+
+
+def _landmark_blocks(path: Path) -> _Blocks:
+    lines = _read_lines(path)
+    blocks = _Blocks([], [], [])
+    heads = [at for at, line in enumerate(lines) if line.startswith("#")]
+    for head, stop in zip(heads, [*heads[1:], len(lines)], strict=True):
+        name = lines[head][1:].strip()
+        if not name:
+            raise DataError(f"{path}:{head + 1}: expected the name of a photo after '#'")
+        while stop > head + 1 and not lines[stop - 1]:
+            stop -= 1
+        blocks.add(name, lines[head + 1 : stop], head + 2)
+    return blocks
+
+
+def _parse_rows(path: Path, rows: list[str], numbers: list[int], widths: tuple) -> np.ndarray:
+    """Rows of text → (N, widths[0]) float32; columns that short rows lack are 0 or −1."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # no rows at all is fine
+            table = np.loadtxt(rows, np.float32, comments=None, ndmin=2)
+    except ValueError:
+        table = np.zeros((0, 0), np.float32)
+    if len(table) != len(rows) or table.shape[1] not in widths:  # mixed widths, or an error
+        table = _parse_one_by_one(path, rows, numbers, widths)
+    finite = np.isfinite(table).all(axis=1)
+    if not finite.all():
+        bad = int(np.argmin(finite))
+        raise DataError(f"{path}:{numbers[bad]}: a number without a value in {rows[bad]!r}")
+    lacking = widths[0] - table.shape[1]
+    return np.pad(table, ((0, 0), (0, lacking)), constant_values=_filler(widths))
+
+
+def _filler(widths: tuple) -> int:
+    return -1 if widths is LANDMARK_WIDTHS else 0
+
+
+def _parse_one_by_one(path: Path, rows: list[str], numbers: list[int], widths: tuple) -> np.ndarray:
+    """As _parse_rows, slower: for rows of different widths, and to say which line is wrong."""
+    table = np.full((len(rows), widths[0]), _filler(widths), np.float32)
+    for index, (row, number) in enumerate(zip(rows, numbers, strict=True)):
+        cells = row.split()
+        if len(cells) not in widths:
+            allowed = " or ".join(str(width) for width in sorted(widths))
+            raise DataError(f"{path}:{number}: a face needs {allowed} numbers, got {row!r}")
+        try:
+            table[index, : len(cells)] = [float(cell) for cell in cells]
+        except ValueError:
+            raise DataError(f"{path}:{number}: not a number in {row!r}") from None
+    return table
+
+
+def first_names(path: Path, kind: str) -> list[str]:
+    """Names of photos near the start of an annotation, without a check of its rows."""
+    if kind == LANDMARKS:
+        return [line[1:].strip() for line in _head(path) if line.startswith("#")]
+    return [line for line in _head(path) if not _is_row(line) and not line.isdecimal()]
+
+
+def annotation_kind(path: Path) -> str:
+    """Which of the two formats a file has, by its first line. Raises DataError for an empty one."""
+    head = _head(path)
+    if not head:
+        raise DataError(f"annotation {path} is empty")
+    return LANDMARKS if head[0].startswith("#") else OFFICIAL
+
+
+def holds_landmarks(path: Path) -> bool:
+    """The RetinaFace val file has the landmark format but boxes only: look at its first row."""
+    head = _head(path)
+    if not head or not head[0].startswith("#"):
+        return False
+    row = next((line for line in head if not line.startswith("#")), "")
+    return len(row.split()) > 4
+
+
+def _is_row(line: str) -> bool:
+    """Whether a line is four or more numbers."""
+    values = line.split()
+    if len(values) < 4:
+        return False
+    try:
+        for value in values:
+            float(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _head(path: Path) -> list[str]:
+    """The lines that are not blank among the first 2,000, stripped."""
+    return [line.strip() for line in islice(_lines(path), 2000) if line.strip()]
+
+
+def _read_lines(path: Path) -> list[str]:
+    """All lines; blank ones at the end are left out."""
+    lines = list(_lines(path))
+    while lines and not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            yield from (line.rstrip() for line in file)
+    except FileNotFoundError:
+        raise DataError(f"annotation {path} does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"annotation {path} cannot be read as text: {error}") from None

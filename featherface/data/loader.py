@@ -1,0 +1,127 @@
+"""Batches for training: seeded samples, a sampler that can resume, padding of the faces.
+
+Every sample is drawn from (seed, epoch, index) alone, so a run gives the same data whatever the
+number of workers, and goes on in the middle of an epoch as if it had never stopped.
+"""
+
+import os
+import signal
+from collections.abc import Iterator, Sequence
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+
+from featherface.config import TrainConfig
+from featherface.data.annotations import Photo
+from featherface.data.transforms import training_transform
+from featherface.errors import DataError
+from featherface.structures import Batch, Target
+
+MAX_WORKERS = 8
+Key = tuple[int, int]  # (epoch, index)
+
+
+class FaceDataset(Dataset):
+    """Augmented photos, by key (epoch, index) → (image (3, S, S) uint8 RGB, Target)."""
+
+    def __init__(self, photos: Sequence[Photo], config: TrainConfig) -> None:
+        self.photos = photos
+        self.seed = config.seed
+        self.transform = training_transform(config)
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, key: Key) -> tuple[Tensor, Target]:
+        epoch, index = key
+        with torch.random.fork_rng(devices=[]):
+            # not torch.manual_seed: it would also reseed the GPUs of the training loop
+            torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
+            return self.transform(self.photos[index])
+
+
+def _mix(*numbers: int) -> int:
+    """One 64-bit seed from several numbers; near ones give unrelated seeds."""
+    entropy = [number % 2**63 for number in numbers]
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+
+
+class EpochSampler(Sampler[Key]):
+    """Keys (epoch, index) in an order shuffled by (seed, epoch), in full batches.
+
+    The photos that do not fill a last batch are left out, others each epoch; a set smaller than one
+    batch is one short batch. The epoch travels in the keys, so workers may persist.
+    """
+
+    def __init__(self, photos: int, *, batch_size: int, seed: int = 0) -> None:
+        self.photos, self.seed = photos, seed
+        self.used = photos - photos % batch_size or photos
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the next epoch and skip its first `start` samples (a multiple of the batch)."""
+        self.epoch, self.start = epoch, start
+
+    def __len__(self) -> int:
+        return max(0, self.used - self.start)
+
+    def __iter__(self) -> Iterator[Key]:
+        generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
+        order = torch.randperm(self.photos, generator=generator).tolist()
+        epoch = self.epoch
+        return iter([(epoch, index) for index in order[self.start : self.used]])
+
+
+def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
+    """Stack B samples; faces are padded to the largest count: zero box, weight 0, mask False.
+
+    The images are channels last in memory, as OpenCV decodes and as GPUs like them.
+    """
+    images, targets = zip(*samples, strict=True)
+    # default_collate writes into shared memory when it runs in a worker: one copy less
+    stacked = default_collate([image.permute(1, 2, 0) for image in images])  # (B, S, S, 3)
+    padded = (pad_sequence(list(parts), batch_first=True) for parts in zip(*targets, strict=True))
+    return Batch(stacked.permute(0, 3, 1, 2), Target(*padded))
+
+
+def worker_count(num_workers: int) -> int:
+    """The number of loader processes: −1 is one a core that this process may use, at most 8."""
+    if num_workers >= 0:
+        return num_workers
+    if hasattr(os, "sched_getaffinity"):
+        return min(MAX_WORKERS, len(os.sched_getaffinity(0)))
+    return min(MAX_WORKERS, os.cpu_count() or 1)
+
+
+def make_loader(photos: Sequence[Photo], config: TrainConfig) -> tuple[DataLoader, EpochSampler]:
+    """Training batches of `photos`; call `sampler.set_epoch` before each pass.
+
+    Raises DataError if there are no photos.
+    """
+    if not photos:
+        raise DataError("no photos to train on: the annotation names none")
+    sampler = EpochSampler(len(photos), batch_size=config.batch_size, seed=config.seed)
+    workers = worker_count(config.num_workers)
+    loader = DataLoader(
+        FaceDataset(photos, config),
+        batch_size=config.batch_size,
+        sampler=sampler,
+        collate_fn=collate,
+        num_workers=workers,
+        worker_init_fn=_one_thread,
+        pin_memory=torch.cuda.is_available() and config.device.startswith(("auto", "cuda")),
+        persistent_workers=workers > 0,
+        generator=torch.Generator(),  # its own: the global one belongs to mixing and DropBlock
+    )
+    return loader, sampler
+
+
+def _one_thread(worker: int) -> None:
+    """Workers share the cores; threads inside each would only get in each other's way."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training process's to handle
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)

@@ -1,0 +1,241 @@
+"""Getting WIDER FACE (arXiv 1511.06523) and checking that it is complete, readable and known."""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from featherface.data.annotations import Photo
+from featherface.data.decode import decode, open_photo
+from featherface.data.widerface import Source, find_dataset, read_annotations
+from featherface.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FULL_COUNTS = {"train": 12_880, "val": 3_226, "test": 16_097}
+LANDMARK_HELP = (
+    "no landmarks here: training works without (the landmark loss is masked, or the teacher "
+    "supplies them); for real ones get RetinaFace's annotation package, linked from "
+    "https://github.com/deepinsight/insightface/tree/master/detection/retinaface, and put its "
+    "train/label.txt under {root}/train/"
+)
+WEBSITE = "http://shuoyang1213.me/WIDERFACE"
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What one split holds."""
+
+    split: str
+    source: Source
+    photos: int
+    faces: int
+    faces_with_landmarks: int
+    missing: tuple[str, ...]  # names of photos that are not there
+    unreadable: tuple[str, ...]  # one line each: which photo and why
+    fingerprint: str  # sha256 of the sorted names and boxes
+
+    @property
+    def is_full(self) -> bool:
+        """Whether this is WIDER FACE's whole split, not a subset or another set."""
+        return self.photos == FULL_COUNTS[self.split]
+
+    @property
+    def problems(self) -> list[str]:
+        """One clear phrase for each thing that makes the split unusable."""
+        found = [] if self.photos else [f"{self.split}: the annotation names no photo"]
+        if self.missing:
+            example = self.source.images / self.missing[0]
+            found.append(f"{self.split}: {len(self.missing):,} photos missing, first {example}")
+        if self.unreadable:
+            count = len(self.unreadable)
+            found.append(f"{self.split}: {count:,} photos unreadable, first: {self.unreadable[0]}")
+        return found
+
+
+@dataclass(frozen=True)
+class Report:
+    """The state of a data folder; `str(report)` is for people, `to_dataframe` for notebooks."""
+
+    root: Path
+    splits: tuple[SplitReport, ...]
+    absent: tuple[str, ...]  # one line for each split that was not found
+
+    @property
+    def problems(self) -> list[str]:
+        found = [problem for split in self.splits for problem in split.problems]
+        return found if self.splits else [*found, *self.absent]
+
+    @property
+    def ready(self) -> bool:
+        """Something was found and all of it is usable; a subset or a split alone is usable."""
+        return not self.problems
+
+    @property
+    def verdict(self) -> str:
+        """One line: `ready: …` or `not ready: …`."""
+        if self.problems:
+            return f"not ready: {'; '.join(self.problems)}"
+        parts = [
+            f"{item.split} {item.photos:,} photos, {item.faces:,} faces" for item in self.splits
+        ]
+        whole = all(item.is_full for item in self.splits) and not self.absent
+        extent = "all of WIDER FACE train and val" if whole else "a subset or another set"
+        return f"ready: {'; '.join(parts)} ({extent})"
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """One row a split."""
+        import pandas as pd
+
+        rows = [
+            {
+                "split": item.split,
+                "photos": item.photos,
+                "of": FULL_COUNTS[item.split],
+                "faces": item.faces,
+                "with landmarks": item.faces_with_landmarks,
+                "annotation": item.source.kind,
+                "missing": len(item.missing),
+                "unreadable": len(item.unreadable),
+                "fingerprint": item.fingerprint[:12],
+            }
+            for item in self.splits
+        ]
+        return pd.DataFrame(rows)
+
+    def __str__(self) -> str:
+        lines = [f"data folder {self.root}"]
+        for item in self.splits:
+            share = "complete" if item.is_full else "a subset or another set"
+            lines += [
+                f"{item.split}: {item.photos:,} of {FULL_COUNTS[item.split]:,} photos ({share}), "
+                f"{item.faces:,} faces, {item.faces_with_landmarks:,} with landmarks",
+                f"  photos      {item.source.images}",
+                f"  annotation  {item.source.annotation} ({item.source.kind} format)",
+                f"  fingerprint {item.fingerprint}",
+            ]
+        lines += [f"not found: {line}" for line in self.absent]
+        if self.splits and not any(item.faces_with_landmarks for item in self.splits):
+            lines.append(LANDMARK_HELP.format(root=self.root))
+        return "\n".join([*lines, self.verdict])
+
+
+def verify(
+    root: str | Path,
+    *,
+    splits: Sequence[str] = ("train", "val"),
+    deep: bool = False,
+    progress: bool = True,
+) -> Report:
+    """Check every photo that the annotations under `root` name, and describe the data.
+
+    By default a photo's header and end-of-image marker are checked; `deep` decodes every pixel.
+    A split that is not there is reported as absent. Raises DataError for a malformed annotation.
+    """
+    root = Path(root)
+    reports: list[SplitReport] = []
+    absent = []
+    for split in splits:
+        try:
+            source = find_dataset(root, split)
+        except DataError as error:
+            absent.append(str(error))
+            continue
+        if any(item.source == source for item in reports):
+            continue  # one set without splits: found again
+        reports.append(_verify_split(split, source, deep=deep, progress=progress))
+    return Report(root, tuple(reports), tuple(absent))
+
+
+def _verify_split(split: str, source: Source, *, deep: bool, progress: bool) -> SplitReport:
+    photos = read_annotations(source.annotation, source.images)
+    missing, unreadable = [], []
+    for photo in tqdm(photos, desc=f"check {split}", unit="photo", disable=not progress):
+        if not photo.path.is_file():
+            missing.append(photo.name)
+            continue
+        try:
+            _check_photo(photo.path, deep=deep)
+        except DataError as error:
+            unreadable.append(str(error))
+    return SplitReport(
+        split=split,
+        source=source,
+        photos=len(photos),
+        faces=sum(len(photo.boxes) for photo in photos),
+        faces_with_landmarks=sum(int(photo.landmark_mask.any(1).sum()) for photo in photos),
+        missing=tuple(missing),
+        unreadable=tuple(unreadable),
+        fingerprint=fingerprint(photos),
+    )
+
+
+def _check_photo(path: Path, *, deep: bool) -> None:
+    file = open_photo(path)
+    if deep:
+        decode(file)
+
+
+def fingerprint(photos: Sequence[Photo]) -> str:
+    """sha256 over names and boxes, sorted by name: the same data in any layout give the same."""
+    digest = hashlib.sha256()
+    for photo in sorted(photos, key=lambda item: item.name):
+        digest.update(photo.name.encode())
+        digest.update(np.ascontiguousarray(photo.boxes, "<f4").tobytes())
+    return digest.hexdigest()
+
+
+def download(root: str | Path, *, splits: Sequence[str] = ("train", "val")) -> None:
+    """Download and unpack the photos of the splits and the annotations into `root`.
+
+    Uses the addresses and checksums of torchvision.datasets.WIDERFace. What is there already is
+    left alone; an archive placed in `root` by hand is used. Raises DataError when a download fails.
+    """
+    from torchvision.datasets.widerface import WIDERFace
+
+    root = Path(root)
+    for file_id, checksum, name in WIDERFace.FILE_LIST:
+        if name in {f"WIDER_{split}.zip" for split in splits}:
+            _fetch(root, name, checksum, drive_id=file_id)
+    url, checksum, name = WIDERFace.ANNOTATIONS_FILE
+    _fetch(root, name, checksum, url=url)
+
+
+def _fetch(root: Path, name: str, checksum: str, *, drive_id: str = "", url: str = "") -> None:
+    from torchvision.datasets import utils
+
+    folder = root / Path(name).stem
+    archive = root / name
+    if folder.is_dir():
+        return
+    try:
+        if not utils.check_integrity(archive, checksum):
+            if drive_id:
+                utils.download_file_from_google_drive(drive_id, root, name, checksum)
+            else:
+                utils.download_url(url, root, name, checksum)
+        _unpack(archive, folder)
+    except Exception as error:  # gdown, urllib and zipfile each raise kinds of their own
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(
+            f"could not get {name}: {reason[:200]}; download it from {WEBSITE} into {root} by "
+            "hand and run the same command again"
+        ) from error
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack beside and rename, so that an interrupted run leaves no folder that looks complete."""
+    from torchvision.datasets.utils import extract_archive
+
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    extract_archive(archive, partial)
+    os.replace(partial / folder.name, folder)
+    shutil.rmtree(partial, ignore_errors=True)

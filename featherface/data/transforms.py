@@ -1,0 +1,265 @@
+"""Augmentation of one training image: a large square crop, colour changes, a flip, a resize.
+
+The crop follows SCRFD (arXiv 2105.04714), whose scales up to 2.0 teach small faces; the colour
+changes are SSD's (arXiv 1512.02325). Between the steps travels a Sample, a dict of tv_tensors, so
+that torchvision's transforms fit between ours. All randomness is torch's CPU generator.
+"""
+
+import math
+from typing import TypedDict
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image, KeyPoints
+
+from featherface.config import MEAN_BGR, TrainConfig
+from featherface.data.annotations import Photo
+from featherface.data.decode import PhotoFile, Window, open_photo, read_window
+from featherface.structures import Target
+
+FILL_RGB = tuple(MEAN_BGR[::-1])  # outside the photo: zero once the network's mean is subtracted
+FLIPPED_LANDMARKS = (1, 0, 2, 4, 3)  # eyes and mouth corners change sides
+IGNORE_VISIBLE = 0.1  # a face with its centre outside but this share inside is ignored
+CROP_TRIES = 50  # draws until a crop holds a face
+LUMA = (0.299, 0.587, 0.114)  # grey of an RGB pixel, ITU-R BT.601
+# Strengths of torchvision's RandomPhotometricDistort, which are SSD's.
+BRIGHTNESS, CONTRAST, SATURATION, HUE = (0.875, 1.125), (0.5, 1.5), (0.5, 1.5), (-0.05, 0.05)
+
+
+class Sample(TypedDict):
+    """One image under augmentation; h × w changes from step to step. F faces."""
+
+    image: Image  # (3, h, w) uint8 RGB
+    boxes: BoundingBoxes  # (F, 4) float32 x1, y1, x2, y2
+    landmarks: KeyPoints  # (F, 5, 2) float32, continuous like the boxes: the image spans 0..w
+    landmark_mask: Tensor  # (F, 5) bool
+    ignore: Tensor  # (F,) bool
+    padding: list[int]  # left, top, right, bottom: pixels of the crop outside the photo
+
+
+def training_transform(config: TrainConfig) -> v2.Compose:
+    """The augmentation recipe: Photo → (image (3, S, S) uint8 RGB, Target without padding)."""
+    size = config.image_size
+    return v2.Compose(
+        [
+            RandomSquareCrop(scale=(config.crop_scale_min, config.crop_scale_max), size=size),
+            RandomColour(probability=config.photometric_prob),
+            fill_outside,  # after the colours, so that the outside is exactly the mean
+            v2.Resize((size, size), antialias=True),
+            RandomFaceFlip(probability=config.flip_prob),
+            ToTarget(min_face=config.min_face),
+        ]
+    )
+
+
+class RandomSquareCrop:
+    """Photo → Sample: decode a random square of side scale × the photo's short side.
+
+    Drawn again, up to CROP_TRIES times, while the photo has faces and none has its centre inside.
+    `size` is the training size: larger crops are decoded shrunk, but never below it.
+    """
+
+    def __init__(self, *, scale: tuple[float, float], size: int) -> None:
+        self.scale, self.size = scale, size
+
+    def __call__(self, photo: Photo) -> Sample:
+        file = open_photo(photo.path)
+        frame = np.array([file.width, file.height] * 2, np.float32)
+        boxes = np.clip(photo.boxes, 0, frame)  # annotations may reach beyond the photo
+        for _ in range(CROP_TRIES if len(boxes) else 1):
+            window = self._draw(file)
+            if _centre_inside(boxes, _visible_part(file, window)).any():
+                break
+        return crop(photo, file, window)
+
+    def _draw(self, file: PhotoFile) -> Window:
+        """A window of random size and place; where larger than the photo, it contains it."""
+        scale, x, y = torch.rand(3).tolist()
+        low, high = self.scale
+        side = max(1.0, (low + (high - low) * scale) * min(file.width, file.height))
+        shrink = file.shrink_for(side, self.size)
+        width, height = file.shrunk_size(shrink)
+        pixels = max(1, round(side / shrink))
+        # whole pixels of the shrunk photo, so that boxes map without rounding
+        left, top = (
+            min(0, free) + math.floor(draw * (abs(free) + 1))
+            for free, draw in ((width - pixels, x), (height - pixels, y))
+        )
+        return Window(left, top, pixels, shrink)
+
+
+def crop(photo: Photo, file: PhotoFile, window: Window) -> Sample:
+    """The visible part of a window as a Sample, its coordinates relative to that part.
+
+    A face whose centre is inside is kept, clipped. One with its centre outside is ignored if a
+    tenth of it is visible: calling it background would be wrong, and so would the face's full box.
+    """
+    image = read_window(file, window)
+    height, width = image.shape[:2]
+    left, top, right, bottom = visible = _visible_part(file, window)
+    boxes = np.clip(photo.boxes, 0, [file.width, file.height] * 2)
+    clipped = np.clip(boxes, visible[[0, 1, 0, 1]], visible[[2, 3, 2, 3]])
+    area = _area(clipped)
+    inside = _centre_inside(boxes, visible)
+    partial = area >= IGNORE_VISIBLE * np.maximum(_area(boxes), 1e-6)
+    kept = (area > 0) & (inside | partial)
+    points = photo.landmarks[kept]
+    mask = photo.landmark_mask[kept] & (points >= (left, top)).all(-1)
+    mask &= (points < (right, bottom)).all(-1)
+    origin = np.array([left, top], np.float32)
+    boxes = (clipped[kept] - np.tile(origin, 2)) / window.shrink
+    points = (points - origin) / window.shrink
+    beyond_x = window.side - width - max(-window.left, 0)
+    beyond_y = window.side - height - max(-window.top, 0)
+    return Sample(
+        image=Image(torch.from_numpy(image).permute(2, 0, 1)),  # channels last in memory
+        boxes=BoundingBoxes(
+            torch.from_numpy(boxes.astype(np.float32)),
+            format=BoundingBoxFormat.XYXY,
+            canvas_size=(height, width),
+        ),
+        landmarks=KeyPoints(
+            torch.from_numpy(points.astype(np.float32)), canvas_size=(height, width)
+        ),
+        landmark_mask=torch.from_numpy(mask),
+        ignore=torch.from_numpy(~inside[kept]),
+        padding=[max(-window.left, 0), max(-window.top, 0), beyond_x, beyond_y],
+    )
+
+
+def _visible_part(file: PhotoFile, window: Window) -> np.ndarray:
+    """Where window and photo overlap: (4,) x1, y1, x2, y2 in pixels of the photo."""
+    corner = np.array([window.left, window.top]) * window.shrink
+    far = np.minimum(corner + window.side * window.shrink, [file.width, file.height])
+    return np.concatenate((np.maximum(corner, 0), far)).astype(np.float32)
+
+
+def _centre_inside(boxes: np.ndarray, part: np.ndarray) -> np.ndarray:
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return ((centres >= part[:2]) & (centres < part[2:])).all(axis=1)
+
+
+def _area(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+class RandomColour:
+    """Change brightness, contrast, saturation and hue, each with the given probability.
+
+    All four are affine in RGB, so they are one 3 × 4 matrix and one pass over the pixels: hue turns
+    the colours about the grey axis in YIQ, in place of the HSV round trip, which costs 100 times
+    the rest. None but brightness and contrast changes the grey value, so their order is free.
+    """
+
+    def __init__(self, *, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, sample: Sample) -> Sample:
+        draws = torch.rand(8).tolist()
+        ranges = (BRIGHTNESS, CONTRAST, SATURATION, HUE)
+        neutral = (1.0, 1.0, 1.0, 0.0)
+        chosen = [
+            low + (high - low) * draw if chance < self.probability else idle
+            for (low, high), idle, chance, draw in zip(
+                ranges, neutral, draws[:4], draws[4:], strict=True
+            )
+        ]
+        if tuple(chosen) == neutral:
+            return sample
+        brightness, contrast, saturation, hue = chosen
+        pixels = sample["image"].permute(1, 2, 0).numpy()
+        matrix = colour_matrix(
+            pixels, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue
+        )
+        changed = torch.from_numpy(cv2.transform(pixels, matrix)).permute(2, 0, 1)
+        return {**sample, "image": Image(changed)}
+
+
+def colour_matrix(
+    pixels: np.ndarray,
+    *,
+    brightness: float = 1.0,
+    contrast: float = 1.0,
+    saturation: float = 1.0,
+    hue: float = 0.0,
+) -> np.ndarray:
+    """(3, 4) matrix on (r, g, b, 1) of an RGB image (h, w, 3). `hue` is a share of a full turn."""
+    luma = np.array(LUMA)
+    basis = np.stack((luma, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)))  # RGB → YIQ
+    angle = -2 * np.pi * hue  # I and Q turn against the colour circle
+    cosine, sine = saturation * np.cos(angle), saturation * np.sin(angle)
+    turn = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])  # grey stays
+    colour = np.linalg.inv(basis) @ turn @ basis
+    mean = float(luma @ np.array(cv2.mean(pixels)[:3]))
+    offset = (1 - contrast) * brightness * mean
+    return np.concatenate((brightness * contrast * colour, np.full((3, 1), offset)), axis=1)
+
+
+def fill_outside(sample: Sample) -> Sample:
+    """Pad the visible part of a crop to its square with the mean colour."""
+    padding = sample["padding"]
+    if not any(padding):
+        return sample
+    left, top, right, bottom = padding
+    pixels = sample["image"].permute(1, 2, 0).numpy()
+    filled = cv2.copyMakeBorder(
+        pixels, top, bottom, left, right, cv2.BORDER_CONSTANT, value=FILL_RGB
+    )
+    return {
+        **sample,
+        "image": Image(torch.from_numpy(filled).permute(2, 0, 1)),
+        "boxes": F.pad(sample["boxes"], padding),
+        "landmarks": F.pad(sample["landmarks"], padding),
+        "padding": [0, 0, 0, 0],
+    }
+
+
+class RandomFaceFlip:
+    """Mirror left and right with the given probability: x → w − x, left points become right ones.
+
+    torchvision's flip of KeyPoints maps x to w − 1 − x and does not swap them.
+    """
+
+    def __init__(self, *, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, sample: Sample) -> Sample:
+        return flip_faces(sample) if torch.rand(1).item() < self.probability else sample
+
+
+def flip_faces(sample: Sample) -> Sample:
+    """The mirror image of a sample without padding left to do."""
+    order = list(FLIPPED_LANDMARKS)
+    width = sample["image"].shape[-1]
+    points = sample["landmarks"].as_subclass(Tensor)[:, order].clone()
+    points[..., 0] = width - points[..., 0]
+    return {
+        **sample,
+        "image": F.horizontal_flip(sample["image"]),
+        "boxes": F.horizontal_flip(sample["boxes"]),
+        "landmarks": KeyPoints(points, canvas_size=sample["landmarks"].canvas_size),
+        "landmark_mask": sample["landmark_mask"][:, order],
+    }
+
+
+class ToTarget:
+    """Sample → (image, Target). Faces whose shorter side is under `min_face` are ignored."""
+
+    def __init__(self, *, min_face: float) -> None:
+        self.min_face = min_face
+
+    def __call__(self, sample: Sample) -> tuple[Tensor, Target]:
+        boxes = sample["boxes"].as_subclass(Tensor)
+        small = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) < self.min_face
+        target = Target(
+            boxes=boxes,
+            landmarks=sample["landmarks"].as_subclass(Tensor),
+            landmark_mask=sample["landmark_mask"],
+            ignore=sample["ignore"] | small,
+            weight=torch.ones(len(boxes)),
+        )
+        return sample["image"].as_subclass(Tensor), target

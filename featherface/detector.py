@@ -1,0 +1,193 @@
+"""From a picture to its faces: the one inference path of notebook, scripts and evaluation."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from featherface.config import DISPLAY_SCORE, NMS_IOU
+from featherface.errors import CheckpointError, ConfigError
+from featherface.images import (
+    ImageSource,
+    fit_long_side,
+    network_input,
+    padded_size,
+    read_image,
+)
+from featherface.postprocess import postprocess
+from featherface.structures import Detections
+
+SHIPPED_WEIGHTS = Path(__file__).resolve().parents[1] / "weights/v2/FeatherFaceV2_final.pth"
+MAX_BATCH_PIXELS = 16 * 640 * 640  # of one forward; a larger image runs alone
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """One image on its way: `pixels` (h, w, 3) uint8 RGB, and the size it had when it came in."""
+
+    index: int
+    pixels: np.ndarray
+    height: int
+    width: int
+
+
+class Detector:
+    """Finds faces with V1 or V2.
+
+    weights: a checkpoint's path; a network already built, such as one in training; or None for
+        the shipped V2. A network given is run in eval mode and left in the modes it had.
+    device: auto (CUDA where there is one, else CPU; a given network stays where it is), cpu, cuda,
+        cuda:1, mps.
+    score_threshold: faces must score more, 0..1.  iou_threshold: of NMS, 0..1.
+    max_side: larger images are shrunk to this long side first, pixels; None: never.
+    Raises CheckpointError for weights and ConfigError for settings that cannot work.
+    """
+
+    def __init__(
+        self,
+        weights: str | os.PathLike | nn.Module | None = None,
+        device: str | torch.device = "auto",
+        score_threshold: float = DISPLAY_SCORE,
+        iou_threshold: float = NMS_IOU,
+        max_side: int | None = None,
+    ) -> None:
+        for name, value in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
+            if not 0 <= value <= 1:
+                raise ConfigError(f"{name} must lie in 0..1; got {value!r}")
+        if max_side is not None and max_side < 1:
+            raise ConfigError(f"max_side must be at least 1 pixel, or None; got {max_side!r}")
+        self.score_threshold = float(score_threshold)
+        self.iou_threshold = float(iou_threshold)
+        self.max_side = max_side
+        self.model: nn.Module
+        if isinstance(weights, nn.Module):
+            self.model = weights if device == "auto" else weights.to(resolve_device(device))
+        else:
+            self.model = _load(weights).to(resolve_device(device))
+        first = next(self.model.parameters(), None)
+        self.device = resolve_device(device) if first is None else first.device
+
+    @property
+    def architecture(self) -> str:
+        """The network's class name: FeatherFaceV1 or FeatherFaceV2."""
+        return type(self.model).__name__
+
+    def __repr__(self) -> str:
+        parameters = sum(p.numel() for p in self.model.parameters())
+        return (
+            f"Detector({self.architecture}, {parameters:,} parameters, device={self.device}, "
+            f"score_threshold={self.score_threshold:g}, iou_threshold={self.iou_threshold:g}, "
+            f"max_side={self.max_side})"
+        )
+
+    def detect(self, image: ImageSource, *, bgr: bool = False) -> Detections:
+        """Faces of one image (whatever images.read_image takes), best first, in its pixels.
+
+        Boxes are clipped to the image; landmarks may lie outside. bgr: an array is OpenCV's BGR.
+        Raises DataError if the image cannot be read.
+        """
+        return self.detect_batch([image], bgr=bgr)[0]
+
+    def detect_batch(self, images: Iterable[ImageSource], *, bgr: bool = False) -> list[Detections]:
+        """Faces of each image, in order; the same as `detect` of each, float noise apart.
+
+        Images whose padded sizes agree share a forward of at most MAX_BATCH_PIXELS. Each image is
+        read when its turn comes, so an iterator of paths holds few of them in memory at once.
+        """
+        found: dict[int, Detections] = {}
+        waiting: dict[tuple[int, int], list[_Prepared]] = {}
+        for index, source in enumerate(images):
+            item = self._prepare(index, source, bgr=bgr)
+            size = padded_size(*item.pixels.shape[:2])
+            group = waiting.setdefault(size, [])
+            group.append(item)
+            if (len(group) + 1) * size[0] * size[1] > MAX_BATCH_PIXELS:
+                found.update(self._run(waiting.pop(size), size))
+        for size, group in waiting.items():
+            found.update(self._run(group, size))
+        return [found[index] for index in range(len(found))]
+
+    def _prepare(self, index: int, source: ImageSource, *, bgr: bool) -> _Prepared:
+        image = read_image(source, bgr=bgr)
+        return _Prepared(index, fit_long_side(image, self.max_side), *image.shape[:2])
+
+    def _run(self, group: list[_Prepared], size: tuple[int, int]) -> dict[int, Detections]:
+        """One forward over images of one padded size (height, width)."""
+        batch = torch.from_numpy(network_input([item.pixels for item in group], *size))
+        with torch.inference_mode(), _eval_mode(self.model):
+            predictions = self.model(batch.to(self.device))
+            faces = postprocess(
+                predictions,
+                *size,
+                score_threshold=self.score_threshold,
+                iou_threshold=self.iou_threshold,
+            )
+        pairs = zip(group, faces, strict=True)
+        return {item.index: _to_original(item, *parts) for item, parts in pairs}
+
+
+def resolve_device(name: str | torch.device) -> torch.device:
+    """The device of that name; auto is CUDA where there is one, else the CPU.
+
+    MPS is used only when asked for by name: not every torchvision has V1's deformable convolution
+    there. Raises ConfigError for an unknown device or one that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise ConfigError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:1 or mps") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ConfigError(f"device {name} is not there: torch sees {count} CUDA devices; use auto")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device mps is not there: torch sees no Apple GPU; use auto or cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ConfigError(f"device {name!r} is not supported: use auto, cpu, cuda, cuda:1 or mps")
+    return device
+
+
+def _load(weights: str | os.PathLike | None) -> nn.Module:
+    from featherface.checkpoint import load_model
+
+    if weights is None and not SHIPPED_WEIGHTS.is_file():
+        raise CheckpointError(
+            f"the shipped weights are not at {SHIPPED_WEIGHTS}: give weights=…, "
+            "or train them with scripts/train_v2.py"
+        )
+    return load_model(SHIPPED_WEIGHTS if weights is None else weights)
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode for the block; afterwards every submodule trains that did so before."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _to_original(item: _Prepared, boxes: Tensor, scores: Tensor, landmarks: Tensor) -> Detections:
+    """Faces in pixels of the network input → in pixels of the image as it came in.
+
+    Boxes are clipped to the image; one that lies wholly in the padding is dropped.
+    """
+    height, width = item.pixels.shape[:2]
+    scale = np.array((item.width / width, item.height / height), np.float32)
+    corners = boxes.cpu().numpy().reshape(-1, 2, 2) * scale  # (K, 4) → (K, 2 corners, x y)
+    corners = corners.clip(0, np.array((item.width, item.height), np.float32))
+    visible = (corners[:, 1] > corners[:, 0]).all(axis=1)
+    return Detections(
+        boxes=corners[visible].reshape(-1, 4),
+        scores=scores.cpu().numpy()[visible],
+        landmarks=landmarks.cpu().numpy()[visible] * scale,
+    )

@@ -1,0 +1,105 @@
+"""Drawing faces on a picture: (image, detections) → picture, legible on small and large photos."""
+
+import cv2
+import numpy as np
+
+from featherface.images import ImageSource, read_image
+from featherface.structures import Detections
+
+# Okabe and Ito's palette, told apart by colour-blind people; each on black, to show on any photo.
+_BOX = (240, 228, 66)  # yellow
+_POINTS = ((86, 180, 233), (0, 114, 178), (255, 255, 255), (230, 159, 0), (213, 94, 0))
+_BLACK = (0, 0, 0)
+SMALLEST_WITH_POINTS = 12  # pixels; on a smaller face five points would hide it
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+
+
+def draw(
+    image: ImageSource,
+    faces: Detections,
+    *,
+    scores: bool = True,
+    landmarks: bool = True,
+    bgr: bool = False,
+) -> np.ndarray:
+    """A copy of the image, (H, W, 3) uint8 RGB, with boxes, scores and landmarks drawn on it.
+
+    image: whatever images.read_image takes; bgr: an array is OpenCV's BGR.
+    Lines and text grow with the picture. Better faces are drawn over worse ones, and a score that
+    would cover a better face's score is left out. Eyes are blue, mouth corners orange, the nose
+    white; faces under SMALLEST_WITH_POINTS show none. Raises DataError if the image cannot be read.
+    """
+    canvas = np.array(read_image(image, bgr=bgr))
+    line = _line_width(canvas)
+    for index in reversed(range(len(faces))):
+        _draw_box(canvas, faces.boxes[index], line)
+        if landmarks:
+            _draw_points(canvas, faces.landmarks[index], faces.boxes[index], line)
+    if scores:
+        _draw_scores(canvas, faces, line)
+    return canvas
+
+
+def _line_width(canvas: np.ndarray) -> int:
+    """2 pixels on a 640-pixel picture, in proportion to its size, at least 1."""
+    return max(1, round(np.sqrt(canvas.shape[0] * canvas.shape[1]) / 320))
+
+
+def _corners(box: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The first and the last pixel of a box; its edge x2 is where the next pixel begins."""
+    left, top, right, bottom = (round(float(value)) for value in box)
+    return (left, top), (max(left, right - 1), max(top, bottom - 1))
+
+
+def _side(box: np.ndarray) -> float:
+    return float(min(box[2] - box[0], box[3] - box[1]))
+
+
+def _draw_box(canvas: np.ndarray, box: np.ndarray, line: int) -> None:
+    """Yellow, with black around it rather than in it, so that a small face stays in sight."""
+    width = round(np.clip(_side(box) / 20, 1, line))
+    (left, top), (right, bottom) = _corners(box)
+    outer = (left - width, top - width), (right + width, bottom + width)
+    cv2.rectangle(canvas, *outer, _BLACK, width, cv2.LINE_AA)
+    cv2.rectangle(canvas, (left, top), (right, bottom), _BOX, width, cv2.LINE_AA)
+
+
+def _draw_points(canvas: np.ndarray, points: np.ndarray, box: np.ndarray, line: int) -> None:
+    side = _side(box)
+    if side < SMALLEST_WITH_POINTS:
+        return
+    radius = round(np.clip(side / 30, 1, 3 * line))
+    limit = 4 * max(canvas.shape)  # a wild point far outside must not overflow an integer
+    for point, color in zip(np.nan_to_num(points).clip(-limit, limit), _POINTS, strict=True):
+        center = int(point[0]), int(point[1])
+        if side >= 2 * SMALLEST_WITH_POINTS:
+            cv2.circle(canvas, center, radius + max(1, line // 2), _BLACK, -1, cv2.LINE_AA)
+        cv2.circle(canvas, center, radius, color, -1, cv2.LINE_AA)
+
+
+def _draw_scores(canvas: np.ndarray, faces: Detections, line: int) -> None:
+    """Black on yellow above each box (inside it at the picture's top), best faces first."""
+    width = canvas.shape[1]
+    scale = max(0.35, 0.25 * line)
+    thickness = max(1, round(line / 2))
+    margin = max(2, line)
+    placed = np.zeros((0, 4))
+    for box, score in zip(faces.boxes, faces.scores, strict=True):
+        text = f"{score:.2f}"
+        (text_width, text_height), _ = cv2.getTextSize(text, _FONT, scale, thickness)
+        tag_width, tag_height = text_width + 2 * margin, text_height + 2 * margin
+        (left, top), _ = _corners(box)
+        left = max(0, min(left, width - tag_width))
+        top = top - tag_height if top >= tag_height else top
+        tag = np.array((left, top, left + tag_width, top + tag_height))
+        if _overlaps(tag, placed):
+            continue
+        placed = np.vstack((placed, tag))
+        cv2.rectangle(canvas, (left, top), (int(tag[2]) - 1, int(tag[3]) - 1), _BOX, -1)
+        origin = (left + margin, top + margin + text_height)
+        cv2.putText(canvas, text, origin, _FONT, scale, _BLACK, thickness, cv2.LINE_AA)
+
+
+def _overlaps(tag: np.ndarray, placed: np.ndarray) -> bool:
+    inside = (placed[:, :2] < tag[2:]) & (placed[:, 2:] > tag[:2])
+    return bool(inside.all(axis=1).any())

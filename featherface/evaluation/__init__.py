@@ -1,0 +1,34 @@
+"""How good a detector is: WIDER FACE's protocol, plain folders, agreement, calibration."""
+
+from featherface.evaluation.average_precision import Curve, Evaluation
+from featherface.evaluation.boxes import evaluate_boxes, precision_recall_boxes
+from featherface.evaluation.calibration import (
+    OperatingPoint,
+    Reliability,
+    reliability,
+    threshold_for_precision,
+)
+from featherface.evaluation.consistency import compare
+from featherface.evaluation.submission import (
+    EvaluationWarning,
+    read_submission,
+    write_submission,
+)
+from featherface.evaluation.widerface import evaluate_widerface, precision_recall
+
+__all__ = [
+    "Curve",
+    "Evaluation",
+    "EvaluationWarning",
+    "OperatingPoint",
+    "Reliability",
+    "compare",
+    "evaluate_boxes",
+    "evaluate_widerface",
+    "precision_recall",
+    "precision_recall_boxes",
+    "read_submission",
+    "reliability",
+    "threshold_for_precision",
+    "write_submission",
+]

@@ -1,0 +1,86 @@
+"""The pieces that both networks are built from: convolution blocks, attention gates, shuffles.
+
+The attention is CBAM (arXiv 1807.06521); the channel shuffle is ShuffleNet's (arXiv 1707.01083).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def conv_bn(
+    inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1
+) -> list[nn.Module]:
+    """Convolution without bias, 'same' padding for odd kernels, then batch norm."""
+    return [
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+    ]
+
+
+def channel_shuffle(x: Tensor, rows: int) -> Tensor:
+    """Transpose the channels seen as a rows × columns table: (B, C, H, W) → (B, C, H, W)."""
+    table = x.unflatten(1, (rows, -1))  # (B, rows, C/rows, H, W)
+    return table.transpose(1, 2).flatten(1, 2)  # (B, C, H, W)
+
+
+class ChannelGate(nn.Module):
+    """Scale each channel by sigmoid(MLP(average) + MLP(max)); the MLP is shared by both."""
+
+    def __init__(self, channels: int, hidden: int, *, bias: bool) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(channels, hidden, 1, bias=bias)
+        self.expand = nn.Conv2d(hidden, channels, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        average = x.mean((2, 3), keepdim=True)  # (B, C, 1, 1)
+        largest = x.amax((2, 3), keepdim=True)
+        logits = self.expand(F.relu(self.reduce(average))) + self.expand(
+            F.relu(self.reduce(largest))
+        )
+        return x * logits.sigmoid()
+
+
+class SpatialGate(nn.Module):
+    """Scale each position by sigmoid(BN(7×7 conv of the channels' mean and max))."""
+
+    def __init__(self, *, max_first: bool, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.max_first = max_first  # the order of the two planes; V1 and V2 differ
+        self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+        self.bn = nn.BatchNorm2d(1, momentum=momentum)
+
+    def forward(self, x: Tensor) -> Tensor:
+        planes = (x.mean(1, keepdim=True), x.amax(1, keepdim=True))
+        stacked = torch.cat(planes[::-1] if self.max_first else planes, dim=1)  # (B, 2, H, W)
+        return x * self.bn(self.conv(stacked)).sigmoid()
+
+
+class CBAM(nn.Module):
+    """V1's attention on one level: ReLU(spatial(channel(x)) + x), with reduction 16."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channel = ChannelGate(channels, channels // 16, bias=True)
+        self.spatial = SpatialGate(max_first=True, momentum=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.spatial(self.channel(x)) + x)
+
+
+class SharedAttention(nn.Module):
+    """V2's attention on all levels: a channel gate each (reduction 32), one spatial gate for all."""
+
+    def __init__(self, level_channels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.channel = nn.ModuleList(
+            ChannelGate(channels, max(4, channels // 32), bias=False)
+            for channels in level_channels
+        )
+        self.spatial = SpatialGate(max_first=False)
+
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        return [
+            F.relu(self.spatial(gate(x)) + x)
+            for gate, x in zip(self.channel, levels, strict=True)
+        ]

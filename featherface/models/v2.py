@@ -1,0 +1,53 @@
+"""FeatherFace V2, the student: 256,156 parameters, same input, anchors and outputs as V1."""
+
+from torch import Tensor, nn
+from torchvision.ops import DropBlock2d
+
+from featherface.models.backbone import CHANNELS, MobileNetQuarter
+from featherface.models.context import GroupedContext, LightShuffleBlock
+from featherface.models.heads import Heads
+from featherface.models.layers import SharedAttention
+from featherface.models.necks import LightBiFPN
+from featherface.structures import Predictions
+
+
+class FeatherFaceV2(nn.Module):
+    """(B, 3, H, W) BGR minus mean, any H and W → Predictions.
+
+    DropBlock (arXiv 1810.12890) works after the neck and the context modules, in training only; the
+    loop ramps its probability with `set_drop_prob`.
+    """
+
+    name = "v2"
+    feature_channels = 32
+
+    def __init__(self, *, dropblock_prob: float = 0.0, dropblock_size: int = 3) -> None:
+        super().__init__()
+        width = self.feature_channels
+        self.backbone = MobileNetQuarter()
+        self.backbone_attention = SharedAttention(CHANNELS)
+        self.neck = nn.Sequential(LightBiFPN(width, CHANNELS), LightBiFPN(width))
+        self.neck_attention = SharedAttention((width,) * len(CHANNELS))
+        self.context = nn.ModuleList(GroupedContext(width) for _ in CHANNELS)
+        self.shuffle = nn.ModuleList(LightShuffleBlock(width) for _ in CHANNELS)
+        self.heads = Heads(width)
+        self.drop = DropBlock2d(dropblock_prob, dropblock_size)
+
+    def set_drop_prob(self, probability: float) -> None:
+        """DropBlock's probability from now on, 0..1; 0 turns it off."""
+        self.drop.p = probability
+
+    def forward_features(self, x: Tensor) -> list[Tensor]:
+        """The maps that the heads read: P3, P4, P5, each (B, 32, ⌈H/stride⌉, ⌈W/stride⌉)."""
+        levels = self.neck(self.backbone_attention(self.backbone(x)))
+        levels = self.neck_attention([self.drop(level) for level in levels])
+        return [
+            shuffle(self.drop(context(level)))
+            for context, shuffle, level in zip(self.context, self.shuffle, levels, strict=True)
+        ]
+
+    def forward_head(self, features: list[Tensor]) -> Predictions:
+        return self.heads(features)
+
+    def forward(self, x: Tensor) -> Predictions:
+        return self.forward_head(self.forward_features(x))

@@ -1,0 +1,176 @@
+"""Figures of evaluations and runs, one look for all.
+
+Every function returns a matplotlib Figure made through the object interface: no global state, no
+window, safe in threads and servers. Colours are those of Okabe and Ito (2008), which colour-blind
+readers can tell apart; lines differ in dash too.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from featherface.errors import ConfigError, DataError
+from featherface.evaluation.average_precision import Curve
+from featherface.evaluation.calibration import Reliability
+from featherface.files import atomic_path
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
+COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK)
+DASHES = ("-", "--", "-.", ":")
+GREY = "0.55"
+_MOST_POINTS = 2000  # of one drawn line: more is slow in vector formats and shows nothing
+
+
+def plot_precision_recall(
+    curves: Mapping[str, Curve] | Mapping[str, Mapping[str, Curve]], *, title: str = ""
+) -> Figure:
+    """Precision against recall, at every score threshold, AP (official, in %) in the legend.
+
+    {setting: Curve} gives one panel with a line a setting; {detector: {setting: Curve}} one panel a
+    setting with a line a detector. DataError for nothing to draw.
+    """
+    if not curves:
+        raise DataError("no precision-recall curve to draw")
+    panels = _panels(curves)
+    figure = Figure(figsize=(4.2 * len(panels) + 0.8, 4.4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for ax, (name, lines) in zip(axes, panels.items(), strict=True):
+        for index, (label, curve) in enumerate(lines.items()):
+            _draw_curve(ax, curve, label, index)
+        _finish(ax, "recall (share of faces found)", "precision (share of detections true)")
+        ax.set(xlim=(0, 1.005), ylim=(0, 1.005), title=name)
+        ax.legend(loc="lower left", frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def _panels(
+    curves: Mapping[str, Curve] | Mapping[str, Mapping[str, Curve]],
+) -> dict[str, dict[str, Curve]]:
+    """{panel title: {line label: Curve}}."""
+    single: dict[str, Curve] = {}
+    panels: dict[str, dict[str, Curve]] = {}
+    for name, value in curves.items():
+        if isinstance(value, Curve):
+            single[name] = value
+        else:
+            for setting, curve in value.items():
+                panels.setdefault(setting, {})[name] = curve
+    return panels or {"": single}
+
+
+def _draw_curve(ax: Axes, curve: Curve, label: str, index: int) -> None:
+    points = len(curve.recall)
+    shown = np.unique(np.linspace(0, points - 1, min(points, _MOST_POINTS)).astype(int))
+    text = f"{label}: AP {100 * curve.ap:.1f}" if curve.faces else f"{label}: no face"
+    ax.plot(
+        curve.recall[shown],
+        curve.precision[shown],
+        color=COLOURS[index % len(COLOURS)],
+        linestyle=DASHES[index % len(DASHES)],
+        linewidth=1.8,
+        label=text,
+    )
+
+
+def plot_reliability(reliability: Reliability, *, title: str = "") -> Figure:
+    """Precision of the detections against their mean score, bin by bin, and how many there are."""
+    table = reliability.table
+    figure = Figure(figsize=(4.8, 5.4), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    centre, width = (table["low"] + table["high"]) / 2, table["high"] - table["low"]
+    top.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="calibrated")
+    top.bar(centre, table["precision"].fillna(0), width * 0.94, color=SKY, label="precision")
+    top.plot(table["score"], table["precision"], "o", color=BLACK, label="at mean score of bin")
+    top.set(ylim=(0, 1.02), title=title or f"expected calibration error {reliability.error:.3f}")
+    top.legend(loc="upper left", frameon=False)
+    _finish(top, "", "precision (share of detections true)")
+    bottom.bar(centre, table["count"], width * 0.94, color=BLUE)
+    bottom.set(xlim=(0, 1), yscale="log")
+    _finish(bottom, "score", "detections")
+    return figure
+
+
+def plot_consistency(
+    table: "pd.DataFrame",
+    summary: Mapping[str, float],
+    *,
+    names: tuple[str, str] = ("a", "b"),
+    title: str = "",
+) -> Figure:
+    """Two detectors side by side, from `featherface.evaluation.compare`'s table and summary.
+
+    Four panels: scores of the pairs, box IoU, landmark distance, and which faces only one found,
+    by size.
+    """
+    pairs = table[table["status"] == "matched"]
+    figure = Figure(figsize=(9.6, 7.6), layout="constrained")
+    (scores, overlap), (points, sizes) = figure.subplots(2, 2)
+    scores.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+    scores.plot(pairs["score_a"], pairs["score_b"], "o", color=BLUE, alpha=0.4, markersize=4)
+    scores.set_title(f"scores of {len(pairs)} pairs, r = {summary['score_correlation']:.3f}")
+    _finish(scores, f"score of {names[0]}", f"score of {names[1]}")
+    _histogram(overlap, pairs["iou"], np.linspace(0.5, 1, 26), GREEN)
+    overlap.set_title(f"box IoU, median {summary['iou_median']:.3f}")
+    _finish(overlap, "IoU of the two boxes", "pairs")
+    distance = pairs["landmark_distance"].to_numpy(float)
+    # beyond the 99th percentile a few wild pairs would flatten all the others
+    limit = max(1e-3, float(np.percentile(distance, 99))) if len(distance) else 1.0
+    _histogram(points, distance.clip(max=limit), np.linspace(0, limit, 26), ORANGE)
+    points.set_title(f"landmarks, median {summary['landmark_distance_median']:.4f}")
+    _finish(points, "mean landmark distance (face sizes; last bar: and more)", "pairs")
+    _draw_sizes(sizes, table, names)
+    sizes.set_title(f"faces by size, agreement {100 * summary['agreement']:.1f} %")
+    figure.suptitle(title)
+    return figure
+
+
+def _draw_sizes(ax: Axes, table: "pd.DataFrame", names: tuple[str, str]) -> None:
+    """Stacked counts of matched, missed and extra faces in octaves of size."""
+    edges = 2.0 ** np.arange(2, 11)
+    size = table["size"].to_numpy(float).clip(edges[0], edges[-1] * 0.999)
+    groups = {"matched": "both", "missed": f"only {names[0]}", "extra": f"only {names[1]}"}
+    counts = [np.histogram(size[table["status"] == status], edges)[0] for status in groups]
+    place, base = np.arange(len(edges) - 1), np.zeros(len(edges) - 1)
+    fills = zip(counts, groups.values(), (SKY, ORANGE, RED), ("", "//", ".."), strict=True)
+    for count, label, colour, hatch in fills:
+        ax.bar(place, count, 0.9, base, color=colour, label=label, hatch=hatch, edgecolor="white")
+        base = base + count
+    ax.set_xticks(place, [f"{low:.0f}–{2 * low:.0f}" for low in edges[:-1]], rotation=30)
+    ax.legend(frameon=False)
+    _finish(ax, "size: √(box area), pixels", "faces")
+
+
+def _histogram(ax: Axes, values: "np.ndarray | pd.Series", edges: np.ndarray, colour: str) -> None:
+    ax.hist(
+        np.asarray(values, float), bins=list(edges), color=colour, edgecolor="white", linewidth=0.5
+    )
+
+
+def _finish(ax: Axes, xlabel: str, ylabel: str) -> None:
+    """Labels, a light grid behind the data, no box around it."""
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.grid(color="0.9", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def save_figure(figure: Figure, path: str | os.PathLike, *, dpi: int = 150) -> None:
+    """Write a figure atomically; the suffix of `path` chooses the format (.png, .svg, .pdf).
+
+    ConfigError for a suffix that matplotlib does not write.
+    """
+    suffix = Path(path).suffix.lstrip(".").lower()
+    if suffix not in figure.canvas.get_supported_filetypes():
+        raise ConfigError(f"cannot draw into {path}: give it the suffix .png, .svg or .pdf")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=dpi, format=suffix)

@@ -1,0 +1,97 @@
+"""The named data that flows between the rooms: network outputs, training targets, detections.
+
+Coordinates are pixels with x to the right and y down; a pixel's area is [x, x+1), so an image of
+width W spans 0..W. Boxes are x1, y1, x2, y2. The five landmarks are left eye, right eye, nose, left
+mouth corner, right mouth corner, left and right as seen in the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+LANDMARK_NAMES = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
+
+
+class Predictions(NamedTuple):
+    """Raw outputs of V1 and V2 alike, for A anchors (16,800 at 640×640)."""
+
+    box_deltas: Tensor  # (B, A, 4): see anchors.encode_boxes
+    class_logits: Tensor  # (B, A, 2): background, face
+    landmark_deltas: Tensor  # (B, A, 10): five x, y pairs, see anchors.encode_landmarks
+
+
+class Target(NamedTuple):
+    """The faces of one training image (leading shape (F,)) or of a padded batch ((B, F)).
+
+    A padding row has a box of zero area and weight 0. An ignored face is neither positive nor
+    negative: the anchors that match it take no part in the loss.
+    """
+
+    boxes: Tensor  # (..., F, 4) float32, pixels of the training image
+    landmarks: Tensor  # (..., F, 5, 2) float32, pixels; anything where masked
+    landmark_mask: Tensor  # (..., F, 5) bool: this point is annotated and visible
+    ignore: Tensor  # (..., F) bool
+    weight: Tensor  # (..., F) float32: 1, a MixUp share, or 0 for padding
+
+    def to(self, device: object, non_blocking: bool = False) -> Target:
+        return Target(*(part.to(device, non_blocking=non_blocking) for part in self))
+
+
+class Batch(NamedTuple):
+    """What the loader yields: images as they are stored, so that little travels."""
+
+    images: Tensor  # (B, 3, S, S) uint8, RGB
+    targets: Target  # padded to the largest number of faces in the batch
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The faces found in one image, best first, in pixels of that image."""
+
+    boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))  # (K, 4)
+    scores: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # (K,) descending
+    landmarks: np.ndarray = field(
+        default_factory=lambda: np.zeros((0, 5, 2), np.float32)
+    )  # (K, 5, 2)
+
+    def __post_init__(self) -> None:
+        count = len(self.scores)
+        shapes = (self.boxes.shape, self.scores.shape, self.landmarks.shape)
+        if shapes != ((count, 4), (count,), (count, 5, 2)):
+            raise ValueError(
+                "Detections need boxes (K, 4), scores (K,) and landmarks (K, 5, 2); "
+                f"got {shapes[0]}, {shapes[1]}, {shapes[2]}"
+            )
+        if count > 1 and np.any(np.diff(self.scores) > 0):
+            raise ValueError("Detections must be sorted by score, highest first")
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __iter__(self) -> Iterator[Detections]:
+        """One face at a time, each again a Detections of length 1."""
+        for index in range(len(self)):
+            yield self[index : index + 1]
+
+    def __getitem__(self, index: slice | np.ndarray | Sequence[bool] | Sequence[int]) -> Detections:
+        """A part of the faces, by slice, mask or ascending indices."""
+        if isinstance(index, (int, np.integer)):
+            raise TypeError("index Detections with a slice or an array: faces[0:1], not faces[0]")
+        return Detections(self.boxes[index], self.scores[index], self.landmarks[index])
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a face: score, x1, y1, x2, y2, then left_eye_x, left_eye_y, …"""
+        import pandas as pd
+
+        columns = ["score", "x1", "y1", "x2", "y2"]
+        columns += [f"{name}_{axis}" for name in LANDMARK_NAMES for axis in "xy"]
+        rows = [self.scores[:, None], self.boxes, self.landmarks.reshape(len(self), 10)]
+        return pd.DataFrame(np.concatenate(rows, axis=1), columns=columns)

@@ -1,0 +1,37 @@
+"""The command line of scripts/train_v1.py and scripts/train_v2.py."""
+
+from dataclasses import fields
+from pathlib import Path
+
+from featherface.cli import add_config_flags, flag, parser
+from featherface.config import PRESETS, TrainConfig
+from featherface.training.engine import checkpoint_path, train
+from featherface.training.run import resumed_config
+
+
+def train_command(defaults: TrainConfig, description: str | None) -> None:
+    """Read the flags, train (or go on), and say where the weights are."""
+    commands = parser(description or "")
+    commands.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="go on from FILE, or from the …_last.pth in the save folder",
+    )
+    commands.add_argument(
+        *flag("quick"), action="store_true", help="5 epochs at 320 pixels: a trial run"
+    )
+    add_config_flags(commands, defaults)
+    arguments = commands.parse_args()
+    names = {item.name for item in fields(TrainConfig)}
+    explicit = {name: value for name, value in vars(arguments).items() if name in names}
+    if arguments.quick:
+        quick, plain = PRESETS["quick"].as_dict(), TrainConfig().as_dict()
+        changed = {name: value for name, value in quick.items() if value != plain[name]}
+        explicit = changed | explicit
+    config, resume = defaults.replace(**explicit), None
+    if arguments.resume is not None:
+        resume = Path(arguments.resume or checkpoint_path(config, "last"))
+        config = resumed_config(resume, explicit)
+    print(f"done: {train(config, resume=resume)}")

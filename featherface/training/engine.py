@@ -1,0 +1,141 @@
+"""The training loop, one for V1 and V2."""
+
+import time
+from collections.abc import Iterable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from featherface.config import TrainConfig
+from featherface.data.loader import make_loader
+from featherface.data.mixing import mix
+from featherface.data.widerface import read_split
+from featherface.errors import TrainingError
+from featherface.preprocess import normalise
+from featherface.structures import Batch
+from featherface.training.log import TrainingLog
+from featherface.training.run import Run
+from featherface.training.schedule import dropblock_probability
+from featherface.training.stopping import GracefulStop
+
+CHECK_EVERY = 10  # steps between looks at the loss: a look makes a GPU wait
+
+
+def checkpoint_path(config: TrainConfig, what: int | str) -> Path:
+    """…/FeatherFaceV2_epoch_10.pth, …_last.pth (to resume from), …_final.pth (to use)."""
+    part = f"epoch_{what}" if isinstance(what, int) else what
+    return Path(config.save_folder) / f"FeatherFace{config.model.upper()}_{part}.pth"
+
+
+def train(config: TrainConfig, *, resume: Path | None = None, progress: bool = True) -> Path:
+    """Train as the config says and return the path of the final weights.
+
+    Writes checkpoints and training_log.csv to `config.save_folder`. On Ctrl-C or SIGTERM the state is
+    saved to …_last.pth and KeyboardInterrupt is raised; `resume` continues to the same result.
+    """
+    torch.manual_seed(config.seed)
+    photos = read_split(config.data, config.split, config.training_dataset, limit=config.limit)
+    loader, sampler = make_loader(photos, config)
+    sampler.set_epoch(0)
+    run = Run(config, steps_per_epoch=len(loader))
+    log = TrainingLog(Path(config.save_folder) / "training_log.csv")
+    if resume:
+        run.resume(resume)
+        log.resume_from(run.epoch)
+    faces = sum(len(photo.boxes) for photo in photos)
+    tqdm.write(
+        f"{config.model}: {len(photos):,} photos, {faces:,} faces, {config.epochs} epochs of "
+        f"{run.steps_per_epoch} steps on {run.device}, from epoch {run.epoch}"
+    )
+    total = config.epochs * run.steps_per_epoch
+    with (
+        GracefulStop() as stop,
+        tqdm(total=total, initial=round(run.progress * total), unit="step", disable=not progress)
+        as bar,
+    ):  # fmt: skip
+        while run.epoch < config.epochs:
+            sampler.set_epoch(run.epoch, start=run.batch * config.batch_size)
+            train_one_epoch(run, loader, stop, bar)
+            log.add(_finish_epoch(run))
+            run.save(checkpoint_path(config, "last"))
+            if run.epoch % config.save_every == 0:
+                run.save(checkpoint_path(config, run.epoch))
+    final = checkpoint_path(config, "final")
+    run.save_final(final, {"source": config.data, "photos": len(photos), "faces": faces})
+    return final
+
+
+def train_one_epoch(run: Run, loader: Iterable[Batch], stop: GracefulStop, bar: tqdm) -> None:
+    """From batch `run.batch` to the end of the epoch; saves and raises when asked to stop."""
+    config = run.config
+    started = time.monotonic() - run.seconds
+    run.step.trained.train()
+    amp = config.amp == "auto" and run.device.type == "cuda"
+    for images, targets in loader:
+        if config.model == "v2":
+            run.model.set_drop_prob(dropblock_probability(config, run.progress))  # type: ignore[operator]
+        pixels = normalise(images.to(run.device, non_blocking=True))
+        pixels, targets = mix(
+            pixels,
+            targets.to(run.device, non_blocking=True),
+            mixup_alpha=config.mixup_alpha,
+            mixup_prob=config.mixup_prob,
+            cutmix_prob=config.cutmix_prob,
+        )
+        with torch.autocast("cuda", torch.bfloat16) if amp else nullcontext():
+            losses = run.step(pixels, targets)
+        _update(run, losses)
+        run.batch += 1
+        run.seconds = time.monotonic() - started
+        bar.update()
+        if run.batch % CHECK_EVERY == 0 or run.batch == run.steps_per_epoch:
+            _show(run, bar)
+        if stop.requested:
+            run.save(checkpoint_path(config, "last"))
+            bar.close()
+            tqdm.write(f"stopped and saved {checkpoint_path(config, 'last')}; go on with --resume")
+            raise KeyboardInterrupt
+
+
+def _update(run: Run, losses: dict[str, Tensor]) -> None:
+    """One optimizer step, and the running sums of every loss term."""
+    run.optimizer.zero_grad(set_to_none=True)
+    losses["loss"].backward()
+    if run.config.clip_norm:
+        torch.nn.utils.clip_grad_norm_(run.step.trained.parameters(), run.config.clip_norm)
+    run.optimizer.step()
+    run.scheduler.step()
+    if run.ema:
+        run.ema.update_parameters(run.model)
+    for name, value in losses.items():
+        run.sums[name] = run.sums.get(name, 0.0) + value.detach()
+
+
+def _show(run: Run, bar: tqdm) -> None:
+    """Loss and speed on the bar; a loss that is no number ends the run before it is saved."""
+    mean = float(run.sums["loss"]) / run.batch
+    if not torch.isfinite(torch.tensor(mean)):
+        raise TrainingError(
+            f"the loss became {mean} in epoch {run.epoch + 1}, step {run.batch}; resume from the "
+            "last checkpoint with a lower --lr, or look at the data with scripts/prepare_data.py"
+        )
+    speed = run.batch * run.config.batch_size / run.seconds
+    bar.set_postfix_str(f"epoch {run.epoch + 1}, loss {mean:.3f}, {speed:.1f} images/s")
+
+
+def _finish_epoch(run: Run) -> dict[str, Any]:
+    """The epoch's row of the log; the counters go back to the start of an epoch."""
+    means = {name: float(value) / run.batch for name, value in run.sums.items()}
+    row = {
+        "epoch": run.epoch + 1,
+        "lr": run.scheduler.get_last_lr()[0],
+        **means,
+        "images_per_second": run.batch * run.config.batch_size / run.seconds,
+        "seconds": run.seconds,
+    }
+    run.epoch, run.batch, run.sums, run.seconds = run.epoch + 1, 0, {}, 0.0
+    return row

@@ -1,0 +1,193 @@
+"""The state of a training run: what is built from a config, saved to a checkpoint and resumed."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featherface.checkpoint import (
+    FORMAT,
+    is_checkpoint,
+    load_backbone,
+    load_model,
+    read_file,
+    write_file,
+)
+from featherface.config import TrainConfig
+from featherface.devices import pick_device
+from featherface.errors import ConfigError, TrainingError
+from featherface.models.v1 import FeatherFaceV1
+from featherface.models.v2 import FeatherFaceV2
+from featherface.provenance import commit, versions
+from featherface.training.ema import make_ema
+from featherface.training.schedule import make_scheduler
+from featherface.training.steps import DistillationStep, Step, SupervisedStep
+
+TEACHER_HINT = (
+    "the student needs its V1 teacher: put the published V1 weights there, or train one with "
+    "scripts/train_v1.py, or name another file with --teacher-model (see weights/README.md)"
+)
+# settings that say where and how fast a run goes, not what it computes: free to change on --resume
+FREE_ON_RESUME = frozenset(
+    ("data", "training_dataset", "teacher_model", "backbone_weights", "weights")
+    + ("num_workers", "save_folder", "save_every", "device")
+)
+
+
+def make_model(config: TrainConfig, teacher: nn.Module | None) -> nn.Module:
+    """The network to train, started from `weights`, or its backbone as `init` says."""
+    if config.model == "v1":
+        model: nn.Module = FeatherFaceV1()
+    else:
+        model = FeatherFaceV2(dropblock_size=config.dropblock_size)
+    if config.weights:
+        start = load_model(config.weights)
+        if start.name != config.model:
+            raise ConfigError(f"{config.weights}: holds {start.name}, but {config.model} is trained")
+        model.load_state_dict(start.state_dict())
+    elif config.init == "imagenet":
+        load_backbone(model, config.backbone_weights)
+    elif config.init == "teacher":
+        if teacher is None:
+            raise ConfigError("--init teacher needs a teacher; V1 has none: imagenet or scratch")
+        model.backbone.load_state_dict(teacher.backbone.state_dict())  # type: ignore[union-attr, operator]
+    return model
+
+
+def make_step(config: TrainConfig) -> Step:
+    """V1 supervised, or V2 distilled from the teacher file that the config names."""
+    if config.model == "v1":
+        return SupervisedStep(make_model(config, None), config)
+    teacher = load_model(config.teacher_model, TEACHER_HINT)
+    return DistillationStep(make_model(config, teacher), teacher, config)
+
+
+def make_optimizer(step: Step, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW; biases, norms and fusion weights are not decayed."""
+    parameters = [p for p in step.trained.parameters() if p.requires_grad]
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=config.lr,
+    )
+
+
+class Run:
+    """Model, averages, optimizer, schedule and position; everything a resumed run needs."""
+
+    def __init__(self, config: TrainConfig, steps_per_epoch: int) -> None:
+        self.config = config
+        self.device = pick_device(config.device)
+        self.step = make_step(config)
+        self.step.trained.to(self.device)
+        if isinstance(self.step, DistillationStep):
+            self.step.teacher.to(self.device)
+        self.ema = make_ema(self.model, config.ema_decay) if config.ema_decay else None
+        self.optimizer = make_optimizer(self.step, config)
+        self.scheduler = make_scheduler(self.optimizer, config, steps_per_epoch)
+        self.steps_per_epoch = steps_per_epoch
+        self.epoch = 0  # epochs done
+        self.batch = 0  # batches done of the epoch under way
+        self.sums: dict[str, Tensor] = {}  # of the loss terms over those batches
+        self.seconds = 0.0  # spent on them
+
+    @property
+    def model(self) -> nn.Module:
+        return self.step.trained["model"]
+
+    @property
+    def best_model(self) -> nn.Module:
+        """The averaged weights if there are any."""
+        return self.ema.module if self.ema else self.model
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is done, 0..1."""
+        return (self.epoch + self.batch / self.steps_per_epoch) / self.config.epochs
+
+    def _described(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "architecture": self.config.model,
+            "config": self.config.as_dict(),
+            "epoch": self.epoch,
+            "versions": versions(),
+            "commit": commit(),
+        }
+
+    def save(self, path: Path) -> None:
+        """Everything, to resume from."""
+        rng = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        content = self._described() | {
+            "model": self.model.state_dict(),
+            "trained": self.step.trained.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "batch": self.batch,
+            "sums": self.sums,
+            "seconds": self.seconds,
+            "rng": rng,
+        }
+        if self.ema:
+            content |= {
+                "ema": self.ema.module.state_dict(),
+                "ema_updates": int(self.ema.n_averaged),
+            }
+        write_file(path, content)
+
+    def save_final(self, path: Path, data: dict[str, Any]) -> None:
+        """Only the weights to use, with what made them."""
+        state = {k: v.cpu() for k, v in self.best_model.state_dict().items()}
+        write_file(path, self._described() | {"model": state, "data": data})
+
+    def resume(self, path: Path) -> None:
+        """Continue from `save`'s file, with the same settings as it was made with."""
+        content = read_file(path, "there is nothing to resume; start without --resume")
+        if not is_checkpoint(content) or "optimizer" not in content:
+            raise TrainingError(f"{path}: holds weights but no training state; resume from a "
+                                "…_epoch_N.pth or …_last.pth file")  # fmt: skip
+        if content["architecture"] != self.config.model:
+            raise TrainingError(f"{path}: is a run of {content['architecture']}, not of "
+                                f"{self.config.model}")  # fmt: skip
+        self.step.trained.load_state_dict(content["trained"])
+        if self.ema:
+            self.ema.module.load_state_dict(content["ema"])
+            self.ema.n_averaged.fill_(content["ema_updates"])
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.scheduler.load_state_dict(content["scheduler"])
+        self.epoch, self.batch = content["epoch"], content["batch"]
+        self.sums = {name: value.to(self.device) for name, value in content["sums"].items()}
+        self.seconds = content["seconds"]
+        torch.set_rng_state(content["rng"]["cpu"])
+        if self.device.type == "cuda" and "cuda" in content["rng"]:
+            torch.cuda.set_rng_state(content["rng"]["cuda"], self.device)
+
+
+def resumed_config(path: Path, explicit: dict[str, Any]) -> TrainConfig:
+    """The config of the run in `path`, with those of the explicit flags that may change.
+
+    A different learning rate, batch size or length would silently be another run: ConfigError.
+    """
+    content = read_file(path, "there is nothing to resume; start without --resume")
+    stored = content.get("config")
+    if not is_checkpoint(content) or not isinstance(stored, dict):
+        raise TrainingError(f"{path}: holds no training run to resume")
+    known = {item.name for item in fields(TrainConfig)}
+    config = TrainConfig(**{name: value for name, value in stored.items() if name in known})
+    changed = [
+        f"--{name.replace('_', '-')} {value} (was {getattr(config, name)})"
+        for name, value in explicit.items()
+        if name not in FREE_ON_RESUME and value != getattr(config, name)
+    ]
+    if changed:
+        raise ConfigError(
+            f"{path}: a resumed run keeps its settings; leave out {', '.join(changed)}, or start "
+            "a new run from its weights with --weights"
+        )
+    return config.replace(**explicit)

@@ -1,0 +1,128 @@
+"""Weights files: ours, the original project's, ImageNet's, and broken ones."""
+
+import pytest
+import torch
+from conftest import shared
+from torch import nn
+
+import featherface as ff
+from featherface.checkpoint import FORMAT, load_backbone, load_model, read_file, write_file
+from featherface.errors import CheckpointError
+from featherface.models.v1 import FeatherFaceV1
+from featherface.models.v2 import FeatherFaceV2
+
+
+def save(path, model: nn.Module, **more) -> None:
+    content = {"format": FORMAT, "architecture": model.name, "model": model.state_dict()}
+    write_file(path, content | more)
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    first, second = a.state_dict(), b.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize("network", [FeatherFaceV1, FeatherFaceV2])
+def test_round_trip(tmp_path, network):
+    model = network()
+    save(tmp_path / "w.pth", model)
+    loaded = ff.load_model(tmp_path / "w.pth")
+    assert type(loaded) is network and same(loaded, model) and not loaded.training
+
+
+def test_averaged_weights_are_preferred(tmp_path):
+    model, averaged = FeatherFaceV2(), FeatherFaceV2()
+    save(tmp_path / "w.pth", model, ema=averaged.state_dict())
+    assert same(load_model(tmp_path / "w.pth"), averaged)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("counts", [True, False])
+def test_the_originals_v1_loads_in_every_form(tmp_path, prefix, counts):
+    path = shared("weights", "featherface_v1_592371.pth")
+    state = read_file(path)
+    assert any("total_ops" in key for key in state)
+    changed = {prefix + k: v for k, v in state.items() if counts or "total_" not in k}
+    torch.save(changed, tmp_path / "v1.pth")
+    loaded = load_model(tmp_path / "v1.pth")
+    assert isinstance(loaded, FeatherFaceV1) and same(loaded, load_model(path))
+
+
+def test_the_originals_v1_is_loaded_strictly(tmp_path):
+    state = read_file(shared("weights", "featherface_v1_592371.pth"))
+    del state["ssh2.conv5X5_2.0.regular_conv.weight"]
+    torch.save(state, tmp_path / "v1.pth")
+    with pytest.raises(CheckpointError, match=r"1 tensors are missing.*context\.1\.middle"):
+        load_model(tmp_path / "v1.pth")
+
+
+@pytest.mark.parametrize("network", [FeatherFaceV1, FeatherFaceV2])
+def test_imagenet_backbone_loads_into_either(network):
+    path = shared("weights", "mobilenetV1X0.25_pretrain.tar")
+    model = network()
+    before = model.backbone.stage1[0][0].weight.clone()
+    load_backbone(model, path)
+    stored = read_file(path)["state_dict"]
+    assert torch.equal(model.backbone.stage1[0][0].weight, stored["module.stage1.0.0.weight"])
+    assert not torch.equal(before, model.backbone.stage1[0][0].weight)
+
+
+def test_imagenet_backbone_is_not_a_detector():
+    with pytest.raises(CheckpointError, match="ImageNet backbone"):
+        load_model(shared("weights", "mobilenetV1X0.25_pretrain.tar"))
+
+
+class Sneaky:
+    def __reduce__(self):
+        return (print, ("this must not run",))
+
+
+def test_bad_files_say_what_is_wrong(tmp_path, capsys):
+    good = tmp_path / "good.pth"
+    save(good, FeatherFaceV2())
+    cut = tmp_path / "cut.pth"
+    cut.write_bytes(good.read_bytes()[:100_000])
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "text.pth").write_text("not weights at all\n")
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
+    torch.save({"x": Sneaky()}, tmp_path / "code.pth")
+    write_file(tmp_path / "v9.pth", {"format": FORMAT, "architecture": "v9", "model": {}})
+    write_file(tmp_path / "none.pth", {"format": FORMAT, "architecture": "v2"})
+    save(tmp_path / "mixed.pth", FeatherFaceV1())
+    mixed = torch.load(tmp_path / "mixed.pth", weights_only=True) | {"architecture": "v2"}
+    write_file(tmp_path / "mixed.pth", mixed)
+    messages = {
+        "missing.pth": "no such file; train it",
+        ".": "is a folder",
+        "empty.pth": "is empty",
+        "cut.pth": "damaged or cut short",
+        "text.pth": "not loaded|damaged",
+        "list.pth": "holds a list",
+        "other.pth": "of another project",
+        "code.pth": "more than tensors",
+        "v9.pth": "network 'v9'",
+        "none.pth": "tensors are missing",
+        "mixed.pth": "not weights of FeatherFace V2",
+    }
+    for name, message in messages.items():
+        with pytest.raises(CheckpointError, match=message) as caught:
+            load_model(tmp_path / name, "train it")
+        assert "\n" not in str(caught.value)
+    assert "must not run" not in capsys.readouterr().out
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "w.pth"
+    save(path, FeatherFaceV2())
+    before = path.read_bytes()
+
+    def fail(content, target):
+        target.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_file(path, {"format": FORMAT})
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["w.pth"]

@@ -1,0 +1,200 @@
+"""The losses: named, finite, and each part does what it says."""
+
+import pytest
+import torch
+from conftest import make_targets
+from torch.nn import functional as F
+
+from featherface.anchors import encode_boxes, encode_landmarks, make_anchors, match
+from featherface.losses.distillation import Distillation, class_kl, pearson_distance
+from featherface.losses.multibox import hard_negatives, multibox_loss
+from featherface.structures import Predictions, Target
+
+ANCHORS = make_anchors(64, 64)
+FACES = [(4.0, 4.0, 36.0, 38.0)], [(20.0, 10.0, 50.0, 44.0), (2.0, 2.0, 18.0, 18.0)]
+
+
+def random_predictions(batch: int = 2, scale: float = 1.0) -> Predictions:
+    count = len(ANCHORS)
+    parts = [torch.randn(batch, count, n) * scale for n in (4, 2, 10)]
+    return Predictions(*(part.requires_grad_() for part in parts))
+
+
+def perfect_predictions(targets: Target) -> Predictions:
+    matches = match(targets, ANCHORS)
+    rows = torch.arange(len(matches.face))[:, None]
+    boxes = targets.boxes[rows, matches.face]
+    points = targets.landmarks[rows, matches.face]
+    face = matches.positive * 40.0 - 20.0
+    return Predictions(
+        torch.nan_to_num(encode_boxes(boxes, ANCHORS), neginf=0.0),
+        torch.stack((-face, face), dim=-1),
+        encode_landmarks(points, ANCHORS),
+    )
+
+
+def test_terms_are_named_and_weighted():
+    losses = multibox_loss(
+        random_predictions(), make_targets(*FACES), ANCHORS, box_weight=3.0, landmark_weight=0.5
+    )
+    assert set(losses) == {"class", "box", "landmark", "task"}
+    expected = losses["class"] + 3.0 * losses["box"] + 0.5 * losses["landmark"]
+    torch.testing.assert_close(losses["task"], expected)
+
+
+def test_perfect_predictions_cost_nothing():
+    targets = make_targets(*FACES)
+    losses = multibox_loss(perfect_predictions(targets), targets, ANCHORS)
+    assert float(losses["task"]) < 1e-4
+
+
+def test_the_value_equals_a_plain_reading_of_the_definition():
+    predictions, targets = random_predictions(), make_targets(*FACES)
+    matches, losses = match(targets, ANCHORS), multibox_loss(predictions, targets, ANCHORS)
+    entropy = box = landmark = 0.0
+    for row in range(2):
+        positive = matches.positive[row]
+        each = F.cross_entropy(predictions.class_logits[row], positive.long(), reduction="none")
+        worst = each[~positive].sort(descending=True).values[: 7 * int(positive.sum())]
+        entropy = entropy + each[positive].sum() + worst.sum()
+        faces = matches.face[row][positive]
+        wanted = encode_boxes(targets.boxes[row][faces], ANCHORS[positive])
+        box = box + F.smooth_l1_loss(predictions.box_deltas[row][positive], wanted, reduction="sum")
+        wanted = encode_landmarks(targets.landmarks[row][faces], ANCHORS[positive])
+        landmark = landmark + F.smooth_l1_loss(
+            predictions.landmark_deltas[row][positive], wanted, reduction="sum"
+        )
+    count = matches.positive.sum()
+    torch.testing.assert_close(losses["class"], entropy / count)
+    torch.testing.assert_close(losses["box"], box / count)
+    torch.testing.assert_close(losses["landmark"], landmark / count)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("images", [([], []), (FACES[0], []), FACES])
+def test_finite_with_gradients_whatever_the_faces(images, dtype):
+    predictions = random_predictions()
+    cast = Predictions(*(part.to(dtype) for part in predictions))
+    losses = multibox_loss(cast, make_targets(*images), ANCHORS)
+    losses["task"].backward()
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert all(torch.isfinite(part.grad).all() for part in predictions)
+    assert predictions.class_logits.grad.any(), "background teaches even without a face"
+
+
+def test_a_batch_padded_to_no_face_at_all():
+    none = Target(*(part[:, :0] for part in make_targets([], [])))
+    losses = multibox_loss(random_predictions(), none, ANCHORS)
+    assert torch.isfinite(losses["task"]) and float(losses["box"]) == 0
+
+
+def test_landmarks_that_are_missing_are_masked():
+    targets = make_targets(*FACES)
+    masked = targets._replace(landmark_mask=torch.zeros_like(targets.landmark_mask))
+    wild = masked._replace(landmarks=torch.full_like(targets.landmarks, -1e6))
+    predictions = random_predictions()
+    assert float(multibox_loss(predictions, wild, ANCHORS)["landmark"]) == 0
+    one = targets.landmark_mask.clone()
+    one[0, 0, 2] = False  # the nose of one face
+    losses = multibox_loss(predictions, targets._replace(landmark_mask=one), ANCHORS)
+    (grad,) = torch.autograd.grad(losses["landmark"], predictions.landmark_deltas)
+    mine = match(targets, ANCHORS).positive[0]
+    assert not grad[0, mine][:, 4:6].any() and grad[0, mine][:, :4].any()
+
+
+def test_ignored_anchors_get_no_gradient():
+    targets = make_targets([(18, 18, 21, 21)], FACES[0])
+    targets = targets._replace(ignore=torch.tensor([[True], [False]]))
+    ignored = match(targets, ANCHORS).ignored
+    predictions = random_predictions()
+    with torch.no_grad():
+        predictions.class_logits[ignored] = torch.tensor([-9.0, 9.0])  # the hardest negatives
+    multibox_loss(predictions, targets, ANCHORS)["task"].backward()
+    assert ignored.any() and not predictions.class_logits.grad[ignored].any()
+
+
+def test_a_faces_weight_scales_its_gradient():
+    targets = make_targets(FACES[0], FACES[0])
+    light = targets._replace(weight=torch.tensor([[1.0], [0.25]]))
+    predictions = random_predictions()
+    with torch.no_grad():
+        for part in predictions:
+            part[1] = part[0]
+    multibox_loss(predictions, light, ANCHORS)["box"].backward()
+    grad = predictions.box_deltas.grad
+    torch.testing.assert_close(grad[1], 0.25 * grad[0])
+
+
+def test_hard_negatives_are_the_worst_candidates():
+    loss = torch.tensor([[0.1, 0.9, 0.5, 0.7], [0.2, 0.2, 0.2, 0.2]])
+    candidates = torch.tensor([[True, False, True, True], [True] * 4])
+    mask = hard_negatives(loss, candidates, torch.tensor([2, 3]))
+    assert mask.tolist()[0] == [False, False, True, True]
+    assert mask[1].sum() == 3  # ties do not let more in
+
+
+def test_class_kl_is_zero_only_for_equal_answers_and_keeps_its_scale():
+    teacher, student = torch.randn(2, 5, 2), torch.randn(2, 5, 2)
+    assert float(class_kl(teacher, teacher, 4.0).abs().max()) < 1e-6
+    assert (class_kl(student, teacher, 4.0) > 0).all()
+    plain = F.kl_div(student.log_softmax(-1), teacher.softmax(-1), reduction="none").sum(-1)
+    torch.testing.assert_close(class_kl(student, teacher, 1.0), plain, atol=1e-6, rtol=1e-4)
+
+
+def test_pearson_distance_ignores_scale_and_offset():
+    x = torch.randn(2, 4, 8, 8)
+    assert float(pearson_distance(3 * x + 5, x)) < 1e-4
+    assert float(pearson_distance(-x, x)) == pytest.approx(2.0, abs=1e-3)
+
+
+def features(channels: int) -> list[torch.Tensor]:
+    return [torch.randn(2, channels, n, n) for n in (8, 4, 2)]
+
+
+@pytest.mark.parametrize("form", ["naive", "weighted"])
+def test_distillation_trains_every_projection_and_all_three_outputs(form):
+    criterion = Distillation(32, 64, form=form)
+    student, teacher = random_predictions(), random_predictions()
+    mine, theirs = [x.requires_grad_() for x in features(32)], features(64)
+    losses = criterion(student, teacher, mine, theirs)
+    assert set(losses) == {
+        "distill_class",
+        "distill_box",
+        "distill_landmark",
+        "distill",
+        "feature",
+    }
+    (losses["distill"] + losses["feature"]).backward()
+    assert all(p.grad is not None and p.grad.any() for p in criterion.projections[0].parameters())
+    assert all(p.grad is not None for p in criterion.parameters())
+    assert all(part.grad.any() for part in student)
+    assert all(part.grad is None for part in teacher)
+    assert all(x.grad.any() for x in mine)
+
+
+def test_swapping_two_teacher_outputs_changes_the_loss():
+    criterion, student, teacher = Distillation(32, 64), random_predictions(), random_predictions()
+    mine, theirs = features(32), features(64)
+    losses = criterion(student, teacher, mine, theirs)
+    for name in ("box_deltas", "landmark_deltas", "class_logits"):
+        value = getattr(teacher, name).detach().flip(-1)
+        other = criterion(student, teacher._replace(**{name: value}), mine, theirs)
+        assert float(other["distill"]) != float(losses["distill"]), name
+
+
+def test_weighted_form_looks_at_faces_and_disagreement_not_at_easy_background():
+    count = len(ANCHORS)
+    teacher = torch.tensor([4.0, -4.0]).repeat(1, count, 1)
+    teacher[0, 7] = torch.tensor([-4.0, 4.0])  # one face among background
+    student = torch.tensor([3.0, -3.0]).repeat(1, count, 1)
+    empty = torch.zeros(1, count, 4), torch.zeros(1, count, 10)
+    maps = [x[:1] for x in features(32)], [x[:1] for x in features(64)]
+    values = {}
+    for form in ("naive", "weighted"):
+        criterion = Distillation(32, 64, form=form, temperature=1.0)
+        values[form] = criterion(
+            Predictions(empty[0], student, empty[1]),
+            Predictions(empty[0], teacher, empty[1]),
+            *maps,
+        )["distill_class"]
+    assert values["weighted"] > 5 * values["naive"]
