@@ -60,8 +60,8 @@ def _draw_box(canvas: np.ndarray, box: np.ndarray, line: int) -> None:
     width = round(np.clip(_side(box) / 20, 1, line))
     (left, top), (right, bottom) = _corners(box)
     outer = (left - width, top - width), (right + width, bottom + width)
-    cv2.rectangle(canvas, *outer, _BLACK, width, cv2.LINE_AA)
-    cv2.rectangle(canvas, (left, top), (right, bottom), _BOX, width, cv2.LINE_AA)
+    cv2.rectangle(canvas, *outer, _BLACK, width)
+    cv2.rectangle(canvas, (left, top), (right, bottom), _BOX, width)
 
 
 def _draw_points(canvas: np.ndarray, points: np.ndarray, box: np.ndarray, line: int) -> None:
@@ -70,7 +70,9 @@ def _draw_points(canvas: np.ndarray, points: np.ndarray, box: np.ndarray, line: 
         return
     radius = round(np.clip(side / 30, 1, 3 * line))
     limit = 4 * max(canvas.shape)  # a wild point far outside must not overflow an integer
-    for point, color in zip(np.nan_to_num(points).clip(-limit, limit), _POINTS, strict=True):
+    for point, color in zip(points.clip(-limit, limit), _POINTS, strict=True):
+        if np.isnan(point).any():
+            continue  # a point that is not known
         center = int(point[0]), int(point[1])
         if side >= 2 * SMALLEST_WITH_POINTS:
             cv2.circle(canvas, center, radius + max(1, line // 2), _BLACK, -1, cv2.LINE_AA)

@@ -18,6 +18,7 @@ from featherface.errors import DataError
 
 ImageSource = str | os.PathLike | Image.Image | np.ndarray
 _EXIF_ORIENTATION = 0x0112
+_CV2_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION  # Pillow alone judges rotation
 _ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 
 
@@ -151,7 +152,7 @@ def _from_file(path: Path) -> np.ndarray:
     with image:
         if _plain_jpeg(image, data):
             # The same libjpeg pixels as Pillow's, a third sooner.
-            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+            pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _CV2_FLAGS)
             if pixels is not None:
                 return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
         return _from_pil(image, name=str(path))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from featherface.errors import ConfigError, DataError
 from featherface.evaluation.average_precision import Curve
@@ -95,7 +96,8 @@ def plot_reliability(reliability: Reliability, *, title: str = "") -> Figure:
     top.legend(loc="upper left", frameon=False)
     _finish(top, "", "precision (share of detections true)")
     bottom.bar(centre, table["count"], width * 0.94, color=BLUE)
-    bottom.set(xlim=(0, 1), yscale="log")
+    bottom.set(xlim=(0, 1), ylim=(0.8, 2 * table["count"].max()), yscale="log")
+    bottom.yaxis.set_minor_formatter(NullFormatter())
     _finish(bottom, "score", "detections")
     return figure
 
@@ -117,6 +119,7 @@ def plot_consistency(
     (scores, overlap), (points, sizes) = figure.subplots(2, 2)
     scores.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
     scores.plot(pairs["score_a"], pairs["score_b"], "o", color=BLUE, alpha=0.4, markersize=4)
+    scores.set(xlim=(0, 1.02), ylim=(0, 1.02))
     scores.set_title(f"scores of {len(pairs)} pairs, r = {summary['score_correlation']:.3f}")
     _finish(scores, f"score of {names[0]}", f"score of {names[1]}")
     _histogram(overlap, pairs["iou"], np.linspace(0.5, 1, 26), GREEN)
@@ -145,6 +148,7 @@ def _draw_sizes(ax: Axes, table: "pd.DataFrame", names: tuple[str, str]) -> None
     for count, label, colour, hatch in fills:
         ax.bar(place, count, 0.9, base, color=colour, label=label, hatch=hatch, edgecolor="white")
         base = base + count
+    ax.set_ylim(0, max(1.0, 1.08 * base.max()))
     ax.set_xticks(place, [f"{low:.0f}–{2 * low:.0f}" for low in edges[:-1]], rotation=30)
     ax.legend(frameon=False)
     _finish(ax, "size: √(box area), pixels", "faces")
@@ -174,3 +178,33 @@ def save_figure(figure: Figure, path: str | os.PathLike, *, dpi: int = 150) -> N
         raise ConfigError(f"cannot draw into {path}: give it the suffix .png, .svg or .pdf")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=dpi, format=suffix)
+
+
+def plot_training_log(log: "pd.DataFrame", *, title: str = "") -> Figure:
+    """Loss terms, total loss and learning rate, and throughput, against the epoch.
+
+    `log`: training_log.csv as a table. DataError when it holds no epoch.
+    """
+    if log.empty or "epoch" not in log or "loss" not in log:
+        raise DataError("no epoch to draw: the training log is empty or has no epoch and loss")
+    others = {"epoch", "loss", "lr", "seconds", "images_per_second"}
+    terms = [name for name in log.columns if name not in others and not name.startswith("val_")]
+    figure = Figure(figsize=(12.6, 4.2), layout="constrained")
+    total, parts, speed = figure.subplots(1, 3)
+    total.plot(log["epoch"], log["loss"], color=BLUE, marker="o", markersize=3)
+    total.set_title("total loss")
+    rate = total.twinx()
+    rate.plot(log["epoch"], log["lr"], color=ORANGE, linestyle="--")
+    rate.set_ylabel("learning rate (dashed)", color=ORANGE)
+    for index, name in enumerate(terms):
+        style = DASHES[index // len(COLOURS) % len(DASHES)]
+        colour = COLOURS[index % len(COLOURS)]
+        parts.plot(log["epoch"], log[name].clip(lower=1e-6), style, color=colour, label=name)
+    parts.set(yscale="log", title="loss terms")
+    parts.legend(fontsize="small", frameon=False, ncols=2)
+    speed.plot(log["epoch"], log["images_per_second"], color=GREEN, marker="o", markersize=3)
+    speed.set(title="throughput", ylim=(0, None))
+    for ax, label in ((total, "loss"), (parts, "loss (log scale)"), (speed, "images/s")):
+        _finish(ax, "epoch", label)
+    figure.suptitle(title)
+    return figure

@@ -12,7 +12,7 @@ def main() -> None:
         *flag("download"), action="store_true", help="get train and val first (about 1.8 GB)"
     )
     options.add_argument(
-        *flag("with_test"), action="store_true", help="download the test photos too (1.7 GB more)"
+        *flag("with_test"), action="store_true", help="download the test photos too (as much again)"
     )
     options.add_argument(
         *flag("deep"), action="store_true", help="decode every photo, not only header and end"

@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -211,11 +212,16 @@ def _photos(split: str, count: int, *, seed: int, size: int, progress: bool) -> 
 def _in_processes(draw: partial, count: int, workers: int) -> Iterator[Photo]:
     # spawn: forking a process in which torch has started threads can hang
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=cv2.setNumThreads, initargs=(1,))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
-        yield from pool.map(draw, range(count), chunksize=4)
+        yield from pool.map(draw, range(count))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _start_worker() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asked
+    cv2.setNumThreads(1)
 
 
 def _draw(index: int, *, seed: int, split: int, size: int) -> Photo:

@@ -188,7 +188,7 @@ def animal(image: np.ndarray, cx: float, cy: float, size: float, rng: Rng, light
     grid = x, y, _, _ = _local(cx, cy, size * 0.9)
     u, v = x / np.float32(size), y / np.float32(size)
     ear = rng.uniform(0.25, 0.42)
-    bones = [(0, -0.02, 0, 0.1, 0.34, 0.26), (0, 0.2, 0, 0.3, 0.16, 0.14)]
+    bones: list[tuple[float, ...]] = [(0, -0.02, 0, 0.1, 0.34, 0.26), (0, 0.2, 0, 0.3, 0.16, 0.14)]
     bones += [(side * 0.22, -0.2, side * ear, -0.5, 0.12, 0.05) for side in (-1, 1)]
     bones += [(0, 0.5, 0, 0.9, 0.3, 0.4)]
     distance = capsules(u, v, np.array(bones), melt=0.1) * np.float32(size)
@@ -210,7 +210,7 @@ def hand(image: np.ndarray, cx: float, cy: float, size: float, rng: Rng, light: 
     turn = rng.uniform(-1.2, 1.2)
     c, s = np.float32(np.cos(turn)), np.float32(np.sin(turn))
     u, v = (c * x + s * y) / np.float32(size), (c * y - s * x) / np.float32(size)
-    bones = [(0, 0.1, 0, 0.2, 0.2, 0.17), (0, 0.3, 0.0, 0.9, 0.13, 0.16)]
+    bones: list[tuple[float, ...]] = [(0, 0.1, 0, 0.2, 0.2, 0.17), (0, 0.3, 0.0, 0.9, 0.13, 0.16)]
     for finger in range(4):
         bx = -0.15 + 0.1 * finger
         spread = bx * rng.uniform(1.1, 1.9)

@@ -56,7 +56,9 @@ def draw_head(style: Style, light: Light, centre: tuple[float, float], size: flo
     x1, y1 = (math.ceil(value) + 1 for value in around[2:])
     scale = max(SMALLEST / size, float(np.clip(150 / size, 1, 2)))  # drawn pixels a pixel
     scale = min(scale, max(DETAIL, SMALLEST) / size)
-    surface, x, y = _surface(style, rotate, (x0, y0, x1, y1), centre, size, min(scale, GEOMETRY / size))
+    surface, x, y = _surface(
+        style, rotate, (x0, y0, x1, y1), centre, size, min(scale, GEOMETRY / size)
+    )
     detail = (round((x1 - x0) * scale), round((y1 - y0) * scale))
     lit = np.ones(x.shape, np.float32)
     if size >= 18:
@@ -138,7 +140,8 @@ def _shade(
     half = np.array([dx, dy, dz + 1]) / math.sqrt(dx * dx + dy * dy + (dz + 1) ** 2)
     shine = np.clip(nx * half[0] + ny * half[1] + facing * half[2], 0, 1) ** 24
     linear += (shine * lit * (0.05 + 0.04 * cover)).astype(np.float32)[..., None] * light.colour
-    alpha = inside(surface.gap - 0.006, max(soft, 0.012))
+    edge = max(1.2 * pixel, 0.012)
+    alpha = inside(surface.gap - 0.004 - edge / 2, edge)  # opaque up to the surface itself
     below = np.clip((surface.points[1] - 0.68) / 0.14, 0, 1)  # the neck goes over into the body
     alpha *= 1 - below * (parts[SKIN] <= np.minimum(parts[HAIR], parts[CLOTH]))
     linear /= 1 + 0.22 * linear * linear  # highlights roll off instead of clipping

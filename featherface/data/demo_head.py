@@ -1,7 +1,7 @@
 """The geometry of a synthetic head: a signed distance field, ray-marched into a depth map.
 
-Head units: the face is 1 high from the hairline (y = -0.5) to the chin (y = 0.5); x points right and
-y down as in the image, z towards the viewer. Smooth unions of ellipsoids after Inigo Quilez,
+Head units: the face is 1 high from the hairline (y = -0.5) to the chin (y = 0.5); x points right
+and y down as in the image, z towards the viewer. Smooth unions of ellipsoids after Inigo Quilez,
 "distance functions", https://iquilezles.org/articles/distfunctions.
 """
 
@@ -98,9 +98,7 @@ def _skin(shape: HeadShape, p: np.ndarray) -> np.ndarray:
     d = _union(d, jaw, 0.12)
     chin = _ellipsoid(p, (0, 0.405, 0.23), (0.12 * w * shape.chin, 0.085, 0.085))
     d = _union(d, chin, 0.1)
-    d = _union(
-        d, _ellipsoid(mirrored, (0.2 * w, 0.09, 0.22), (0.1, 0.1, 0.11 * shape.cheeks)), 0.1
-    )
+    d = _union(d, _ellipsoid(mirrored, (0.2 * w, 0.09, 0.22), (0.1, 0.1, 0.11 * shape.cheeks)), 0.1)
     brow = _ellipsoid(mirrored, (0.13, -0.15, 0.32), (0.15, 0.04, 0.055 * shape.brow))
     d = _union(d, brow, 0.08)
     d = _cut(d, _ellipsoid(mirrored, (shape.eye_x, EYE_Y, 0.44), (0.105, 0.075, 0.1)), 0.07)
@@ -125,9 +123,7 @@ def _nose(shape: HeadShape, p: np.ndarray, mirrored: np.ndarray) -> np.ndarray:
     d = _ellipsoid(leaning, (0, ridge_y, tip_z - 0.075), (0.038 * wide, 0.135, 0.05))
     tip = _ellipsoid(p, (0, tip_y, tip_z - 0.045), (0.052 * wide, 0.045, 0.05))
     d = _union(d, tip, 0.04)
-    wings = _ellipsoid(
-        mirrored, (0.055 * wide, tip_y + 0.015, tip_z - 0.08), (0.035, 0.034, 0.045)
-    )
+    wings = _ellipsoid(mirrored, (0.055 * wide, tip_y + 0.015, tip_z - 0.08), (0.035, 0.034, 0.045))
     return _union(d, wings, 0.03)
 
 
@@ -181,7 +177,9 @@ def distances(shape: HeadShape, p: np.ndarray) -> list[np.ndarray]:
     if shape.hat in COVERED:
         parts[CLOTH] = np.minimum(parts[CLOTH], _hat(shape, p))
         # what sticks out above the rim lies under the hat
-        parts[HAIR] = np.where(p[1] < -0.4, np.maximum(parts[HAIR], parts[CLOTH] + 0.02), parts[HAIR])
+        parts[HAIR] = np.where(
+            p[1] < -0.4, np.maximum(parts[HAIR], parts[CLOTH] + 0.02), parts[HAIR]
+        )
     if shape.mask:
         parts[CLOTH] = np.minimum(parts[CLOTH], _mask(shape, p))
     return parts
@@ -264,7 +262,7 @@ def face_box(shape: HeadShape, rotate: np.ndarray) -> np.ndarray:
     sphere = np.stack([ring * np.sin(u), v, ring * np.cos(u)]).reshape(3, -1)
     w = shape.width
     skull = sphere * np.array([[0.385 * w], [0.49], [0.5]]) + np.array([[0], [-0.17], [-0.12]])
-    skull = skull[:, (skull[1] > -0.47) & (skull[2] > -0.05)]
+    skull = skull[:, (skull[1] > -0.41) & (skull[2] > -0.05)]
     jaw_x = 0.325 * w * shape.jaw
     jaw = sphere * np.array([[jaw_x], [0.405], [0.315]]) + np.array([[0], [0.1], [0.05]])
     sides = [(0.23 * w, -0.15, 0.32), (0.22 * w, EYE_Y, 0.29), (0.27 * w, 0.1, 0.24)]

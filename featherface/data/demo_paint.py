@@ -3,7 +3,7 @@
 Images are float32 RGB (H, W, 3) in 0..1, gamma-encoded unless a name says linear.
 """
 
-from functools import lru_cache
+from functools import cache
 
 import cv2
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 TILE = 256
 
 
-@lru_cache(maxsize=None)  # a dozen powers are in use
+@cache  # a dozen powers are in use
 def _tile(power: float) -> np.ndarray:
     """(TILE, TILE) float32, wraps around, mean 0, deviation 1; a higher power is smoother."""
     white = np.random.default_rng(20240519).standard_normal((TILE, TILE))

@@ -98,7 +98,9 @@ def random_style(rng: np.random.Generator, *, covered: float = 1.0) -> Style:
     yaw, pitch, roll = _random_pose(rng)
     tone = rng.uniform(0, len(SKIN_TONES) - 1)
     skin = _between(SKIN_TONES, tone) * rng.normal(1, 0.03, 3).astype(np.float32)
-    hair = HAIR_COLOURS[rng.integers(0, 2 if tone > 5 and rng.random() < 0.8 else len(HAIR_COLOURS))]
+    hair = HAIR_COLOURS[
+        rng.integers(0, 2 if tone > 5 and rng.random() < 0.8 else len(HAIR_COLOURS))
+    ]
     redder = np.array([0.92, 0.62, 0.6], np.float32) if feminine else (0.9, 0.74, 0.7)
     shape = _random_shape(rng, feminine, covered)
     beards = ("none", "none", "none", "stubble", "full", "moustache", "goatee")

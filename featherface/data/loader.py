@@ -43,6 +43,14 @@ class FaceDataset(Dataset):
             torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
             return self.transform(self.photos[index])
 
+    def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, Target]] | DataError:
+        """What the loader calls for a batch. An error is returned, and raised by FaceLoader: torch
+        would put the worker's traceback into the message of one that is raised here."""
+        try:
+            return [self[key] for key in keys]
+        except DataError as error:
+            return error
+
 
 def _mix(*numbers: int) -> int:
     """One 64-bit seed from several numbers; near ones give unrelated seeds."""
@@ -88,6 +96,22 @@ def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
     return Batch(stacked.permute(0, 3, 1, 2), Target(*padded))
 
 
+class FaceLoader(DataLoader):
+    """A DataLoader that yields Batch and raises the DataErrors that its workers met."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, DataError):
+                # a new one: an exception that its own frame refers to keeps the loader in a
+                # cycle, and torch then waits 5 s for each worker to end
+                raise DataError(str(batch))
+            yield batch
+
+
+def _collate_or_pass(samples: Sequence[tuple[Tensor, Target]] | DataError) -> Batch | DataError:
+    return samples if isinstance(samples, DataError) else collate(samples)
+
+
 def worker_count(num_workers: int) -> int:
     """The number of loader processes: −1 is one a core that this process may use, at most 8."""
     if num_workers >= 0:
@@ -97,7 +121,7 @@ def worker_count(num_workers: int) -> int:
     return min(MAX_WORKERS, os.cpu_count() or 1)
 
 
-def make_loader(photos: Sequence[Photo], config: TrainConfig) -> tuple[DataLoader, EpochSampler]:
+def make_loader(photos: Sequence[Photo], config: TrainConfig) -> tuple[FaceLoader, EpochSampler]:
     """Training batches of `photos`; call `sampler.set_epoch` before each pass.
 
     Raises DataError if there are no photos.
@@ -106,11 +130,11 @@ def make_loader(photos: Sequence[Photo], config: TrainConfig) -> tuple[DataLoade
         raise DataError("no photos to train on: the annotation names none")
     sampler = EpochSampler(len(photos), batch_size=config.batch_size, seed=config.seed)
     workers = worker_count(config.num_workers)
-    loader = DataLoader(
+    loader = FaceLoader(
         FaceDataset(photos, config),
         batch_size=config.batch_size,
         sampler=sampler,
-        collate_fn=collate,
+        collate_fn=_collate_or_pass,
         num_workers=workers,
         worker_init_fn=_one_thread,
         pin_memory=torch.cuda.is_available() and config.device.startswith(("auto", "cuda")),

@@ -141,12 +141,13 @@ def verify(
     """
     root = Path(root)
     reports: list[SplitReport] = []
-    absent = []
+    absent: list[str] = []
     for split in splits:
         try:
             source = find_dataset(root, split)
         except DataError as error:
-            absent.append(str(error))
+            if str(error) not in absent:
+                absent.append(str(error))
             continue
         if any(item.source == source for item in reports):
             continue  # one set without splits: found again
@@ -223,7 +224,7 @@ def _fetch(root: Path, name: str, checksum: str, *, drive_id: str = "", url: str
                 utils.download_url(url, root, name, checksum)
         _unpack(archive, folder)
     except Exception as error:  # gdown, urllib and zipfile each raise kinds of their own
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise DataError(
             f"could not get {name}: {reason[:200]}; download it from {WEBSITE} into {root} by "
             "hand and run the same command again"

@@ -24,6 +24,7 @@ from featherface.structures import Target
 FILL_RGB = tuple(MEAN_BGR[::-1])  # outside the photo: zero once the network's mean is subtracted
 FLIPPED_LANDMARKS = (1, 0, 2, 4, 3)  # eyes and mouth corners change sides
 IGNORE_VISIBLE = 0.1  # a face with its centre outside but this share inside is ignored
+SLIVER = 0.01  # pixels: a visible part thinner than this could round to no area at all
 CROP_TRIES = 50  # draws until a crop holds a face
 LUMA = (0.299, 0.587, 0.114)  # grey of an RGB pixel, ITU-R BT.601
 # Strengths of torchvision's RandomPhotometricDistort, which are SSD's.
@@ -106,7 +107,8 @@ def crop(photo: Photo, file: PhotoFile, window: Window) -> Sample:
     area = _area(clipped)
     inside = _centre_inside(boxes, visible)
     partial = area >= IGNORE_VISIBLE * np.maximum(_area(boxes), 1e-6)
-    kept = (area > 0) & (inside | partial)
+    large_enough = (clipped[:, 2:] - clipped[:, :2]).min(axis=1, initial=np.inf) > SLIVER
+    kept = large_enough & (inside | partial)
     points = photo.landmarks[kept]
     mask = photo.landmark_mask[kept] & (points >= (left, top)).all(-1)
     mask &= (points < (right, bottom)).all(-1)

@@ -74,17 +74,18 @@ def _rows(name: str, a: Detections, b: Detections, iou_threshold: float) -> list
     overlaps = pairwise_iou(a.boxes, b.boxes)
     index_a, index_b = _assign(overlaps, iou_threshold)
     sizes_a, sizes_b = _sizes(a.boxes), _sizes(b.boxes)
+    scores_a, scores_b = a.scores.astype(float), b.scores.astype(float)
     steps = np.linalg.norm(a.landmarks[index_a] - b.landmarks[index_b], axis=2).mean(axis=1)
     distance = steps / np.maximum(sizes_a[index_a], 1e-9)
     rows: list[tuple] = [
-        (name, "matched", i, j, a.scores[i], b.scores[j], sizes_a[i], overlaps[i, j], distance[n])
+        (name, "matched", i, j, scores_a[i], scores_b[j], sizes_a[i], overlaps[i, j], distance[n])
         for n, (i, j) in enumerate(zip(index_a, index_b, strict=True))
     ]
     nan = np.nan
     for i in np.setdiff1d(np.arange(len(a)), index_a):
-        rows.append((name, "missed", i, -1, a.scores[i], nan, sizes_a[i], nan, nan))
+        rows.append((name, "missed", i, -1, scores_a[i], nan, sizes_a[i], nan, nan))
     for j in np.setdiff1d(np.arange(len(b)), index_b):
-        rows.append((name, "extra", -1, j, nan, b.scores[j], sizes_b[j], nan, nan))
+        rows.append((name, "extra", -1, j, nan, scores_b[j], sizes_b[j], nan, nan))
     return rows
 
 

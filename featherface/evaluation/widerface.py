@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from featherface.evaluation.average_precision import Evaluation, evaluate
-from featherface.evaluation.ground_truth import read_ground_truth
+from featherface.evaluation.ground_truth import GroundTruth, read_ground_truth
 from featherface.evaluation.matching import match
 from featherface.evaluation.submission import Found, gather, image_stem
 
@@ -37,11 +37,16 @@ def evaluate_widerface(
 
 def precision_recall(
     predictions: Found,
-    ground_truth_dir: str | os.PathLike,
+    ground_truth: str | os.PathLike | GroundTruth,
     images: Iterable[str] | None = None,
 ) -> Evaluation:
-    """The same evaluation with its curves; arguments and errors are `evaluate_widerface`'s."""
-    whole = read_ground_truth(ground_truth_dir)
+    """The same evaluation with its curves; arguments and errors are `evaluate_widerface`'s.
+
+    ground_truth: the folder, or what `read_ground_truth` read from it, to evaluate many times.
+    """
+    whole = ground_truth
+    if not isinstance(whole, GroundTruth):
+        whole = read_ground_truth(whole)
     truth = whole if images is None else whole.subset(images)
     names = [f"{event}/{stem}" for event, stem in zip(truth.events, truth.stems, strict=True)]
     rows = gather(predictions, names, known=whole.stems, key=image_stem)

@@ -37,12 +37,16 @@ class FeatherFaceV2(nn.Module):
         """DropBlock's probability from now on, 0..1; 0 turns it off."""
         self.drop.p = probability
 
+    def _drop(self, level: Tensor) -> Tensor:
+        """DropBlock, but not on a map smaller than a block: it would go altogether."""
+        return level if min(level.shape[2:]) < self.drop.block_size else self.drop(level)
+
     def forward_features(self, x: Tensor) -> list[Tensor]:
         """The maps that the heads read: P3, P4, P5, each (B, 32, ⌈H/stride⌉, ⌈W/stride⌉)."""
         levels = self.neck(self.backbone_attention(self.backbone(x)))
-        levels = self.neck_attention([self.drop(level) for level in levels])
+        levels = self.neck_attention([self._drop(level) for level in levels])
         return [
-            shuffle(self.drop(context(level)))
+            shuffle(self._drop(context(level)))
             for context, shuffle, level in zip(self.context, self.shuffle, levels, strict=True)
         ]
 

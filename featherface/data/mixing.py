@@ -1,0 +1,252 @@
+"""MixUp and CutMix for detection: images and faces of a batch are mixed together, on its device.
+
+MixUp (arXiv 1710.09412) in the same-geometry form for boxes (arXiv 1902.04103): two images are
+blended and keep the faces of both, each weighted by its image's share. CutMix (arXiv 1905.04899): a
+rectangle of one image replaces the same place of another, and faces count by what remains visible.
+Each image's partner is the batch's next one: batches are shuffled, so that is as random as any.
+
+    python -m featherface.data.mixing --data data/widerface --out results/mixed_samples.png
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featherface.errors import ConfigError
+from featherface.structures import Target
+
+KEPT_VISIBLE = 0.5  # a face with at least this share of its area visible stays a face
+IGNORED_VISIBLE = 0.1  # with less than that but at least this it is ignored; with less, dropped
+
+
+def mix(
+    images: Tensor,
+    targets: Target,
+    *,
+    mixup_alpha: float,
+    mixup_prob: float,
+    cutmix_prob: float,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Target]:
+    """The batch mixed by MixUp (with mixup_prob), else by CutMix (with cutmix_prob), else as it is.
+
+    images: (B, 3, S, S) float; targets: (B, F), which becomes (B, 2F) when mixed. All randomness
+    comes from `generator` (on the CPU; None: torch's), so the device never waits for the host.
+    """
+    first, second = torch.rand(2, generator=generator).tolist()
+    if mixup_alpha > 0 and first < mixup_prob:
+        return mixup(images, targets, alpha=mixup_alpha, generator=generator)
+    if second < cutmix_prob:
+        return cutmix(images, targets, generator=generator)
+    return images, targets
+
+
+def mixup(
+    images: Tensor, targets: Target, *, alpha: float, generator: torch.Generator | None = None
+) -> tuple[Tensor, Target]:
+    """Blend each image of (B, 3, S, S) with its partner by its own λ ~ Beta(alpha, alpha).
+
+    Returns the images and the faces of both, (B, 2F). Raises ConfigError unless alpha > 0.
+    """
+    if not alpha > 0:
+        raise ConfigError(f"mixup_alpha must be above 0 to mix; got {alpha!r}")
+    # torch.distributions takes no generator, so torch seeds numpy's
+    seed = int(torch.randint(2**62, (), generator=generator))
+    share = np.random.default_rng(seed).beta(alpha, alpha, len(images))
+    return blend(images, targets, _to_device(share, images))
+
+
+def cutmix(
+    images: Tensor,
+    targets: Target,
+    *,
+    alpha: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Target]:
+    """Paste one random rectangle of its partner into each image of (B, 3, S, S).
+
+    The rectangle has the image's shape, its share of the area is 1 − λ with λ ~ Beta(alpha, alpha),
+    and its centre is anywhere, so that it may be cut by the border. Returns faces (B, 2F).
+    Raises ConfigError unless alpha > 0.
+    """
+    if not alpha > 0:
+        raise ConfigError(f"cutmix alpha must be above 0; got {alpha!r}")
+    seed = int(torch.randint(2**62, (), generator=generator))
+    random = np.random.default_rng(seed)
+    limits = np.array(images.shape[:1:-1])  # width, height
+    half = np.sqrt(1 - random.beta(alpha, alpha, (len(images), 1))) * limits / 2
+    center = random.uniform(size=(len(images), 2)) * limits
+    corners = np.concatenate((center - half, center + half), axis=1).round()  # (B, 4)
+    rectangles = corners.clip(0, np.tile(limits, 2))
+    return paste(images, targets, _to_device(rectangles, images))
+
+
+def blend(images: Tensor, targets: Target, share: Tensor) -> tuple[Tensor, Target]:
+    """share·image + (1 − share)·partner for share (B,); faces of both, weighted likewise."""
+    partner = _partners(targets)
+    ratio = share.to(images.dtype)[:, None, None, None]
+    mixed = images * ratio + images.roll(-1, 0) * (1 - ratio)
+    own = targets._replace(weight=targets.weight * share[:, None])
+    other = partner._replace(weight=partner.weight * (1 - share[:, None]))
+    return mixed, _union(own, other)
+
+
+def paste(images: Tensor, targets: Target, rectangles: Tensor) -> tuple[Tensor, Target]:
+    """The partner's pixels inside rectangles (B, 4) x1, y1, x2, y2, whole pixels; faces of both.
+
+    A face of the image below counts by what the rectangle leaves of it, a face of the partner by
+    what lies in it: kept from KEPT_VISIBLE of its area, ignored from IGNORED_VISIBLE, else dropped.
+    Its box becomes the tight box of the visible part; landmarks that are not visible are masked.
+    """
+    height, width = images.shape[-2:]
+    x1, y1, x2, y2 = rectangles[:, :, None].unbind(1)  # (B, 1) each
+    x = torch.arange(width, device=images.device)
+    y = torch.arange(height, device=images.device)
+    columns, rows = (x >= x1) & (x < x2), (y >= y1) & (y < y2)  # (B, W), (B, H)
+    inside = (rows[:, :, None] & columns[:, None, :])[:, None]  # (B, 1, H, W)
+    mixed = torch.where(inside, images.roll(-1, 0), images)
+    partner = _partners(targets)
+    return mixed, _union(_outside(targets, rectangles), _inside(partner, rectangles))
+
+
+def _to_device(values: np.ndarray, images: Tensor) -> Tensor:
+    """float32 beside the images; non-blocking, or the host would wait for all queued work."""
+    return torch.from_numpy(values.astype(np.float32)).to(images.device, non_blocking=True)
+
+
+def _partners(targets: Target) -> Target:
+    """The faces of each image's partner, (B, F): those of the next image of the batch."""
+    return Target(*(part.roll(-1, 0) for part in targets))
+
+
+def _union(own: Target, other: Target) -> Target:
+    """(B, F) and (B, F) → (B, 2F)."""
+    return Target(*(torch.cat(parts, dim=1) for parts in zip(own, other, strict=True)))
+
+
+def _intersection(boxes: Tensor, rectangles: Tensor) -> Tensor:
+    """Boxes (B, F, 4) cut to their rectangle (B, 4); where they do not meet, a size is negative."""
+    low = torch.maximum(boxes[..., :2], rectangles[:, None, :2])
+    high = torch.minimum(boxes[..., 2:], rectangles[:, None, 2:])
+    return torch.cat((low, high), dim=-1)
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
+
+
+def _inside(targets: Target, rectangles: Tensor) -> Target:
+    """The faces as seen through the rectangles."""
+    cut = _intersection(targets.boxes, rectangles)
+    visible = _area(cut) / _area(targets.boxes).clamp(min=1e-6)
+    return _judge(targets, cut, visible, _contains(rectangles, targets.landmarks))
+
+
+def _outside(targets: Target, rectangles: Tensor) -> Target:
+    """The faces with the rectangles laid over them."""
+    cut = _intersection(targets.boxes, rectangles)
+    covered = _area(cut) / _area(targets.boxes).clamp(min=1e-6)
+    # The visible part's tight box is smaller than the face only where the rectangle covers a whole
+    # side of it: all of its width (then top or bottom moves) or all of its height (left or right).
+    x1, y1, x2, y2 = targets.boxes.unbind(-1)  # (B, F) each
+    left, top, right, bottom = cut.unbind(-1)
+    wide = (covered > 0) & (left <= x1) & (right >= x2)
+    tall = (covered > 0) & (top <= y1) & (bottom >= y2)
+    box = (
+        torch.where(tall & (left <= x1), right, x1),
+        torch.where(wide & (top <= y1), bottom, y1),
+        torch.where(tall & (right >= x2), left, x2),
+        torch.where(wide & (bottom >= y2), top, y2),
+    )
+    hidden = _contains(rectangles, targets.landmarks)
+    return _judge(targets, torch.stack(box, dim=-1), 1 - covered, ~hidden)
+
+
+def _contains(rectangles: Tensor, points: Tensor) -> Tensor:
+    """Whether points (B, F, 5, 2) lie in their image's rectangle (B, 4): (B, F, 5) bool."""
+    low, high = rectangles[:, None, None, :2], rectangles[:, None, None, 2:]
+    return ((points >= low) & (points < high)).all(dim=-1)
+
+
+def _judge(targets: Target, boxes: Tensor, visible: Tensor, landmarks_visible: Tensor) -> Target:
+    """Keep, ignore or drop faces by their visible share (B, F); a dropped one becomes padding."""
+    dropped = visible < IGNORED_VISIBLE
+    return Target(
+        boxes=boxes.masked_fill(dropped[..., None], 0.0),
+        landmarks=targets.landmarks,
+        landmark_mask=targets.landmark_mask & landmarks_visible & ~dropped[..., None],
+        ignore=(targets.ignore | (visible < KEPT_VISIBLE)) & ~dropped,
+        weight=targets.weight.masked_fill(dropped, 0.0),
+    )
+
+
+def draw_mixed(images: Tensor, targets: Target, *, columns: int = 4) -> np.ndarray:
+    """A sheet (H, W, 3) uint8 of RGB images (B, 3, S, S), 0..255, with their faces drawn.
+
+    Faces are yellow with their weight, ignored faces are magenta; dropped ones are not there.
+    """
+    from torchvision.utils import make_grid
+
+    pictures = images.detach().cpu().round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    drawn = [
+        _draw_one(picture, Target(*(part[index].cpu() for part in targets)))
+        for index, picture in enumerate(pictures)
+    ]
+    stacked = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2)  # (B, S, S, 3) → (B, 3, S, S)
+    return make_grid(stacked, nrow=columns, padding=4).permute(1, 2, 0).numpy()
+
+
+def _draw_one(picture: np.ndarray, faces: Target) -> np.ndarray:
+    import cv2
+
+    from featherface.drawing import draw
+    from featherface.structures import Detections
+
+    points = faces.landmarks.masked_fill(~faces.landmark_mask[..., None], torch.nan)
+    order = faces.weight.argsort(descending=True)
+    kept = order[((faces.weight > 0) & ~faces.ignore)[order]]
+    parts = (faces.boxes[kept], faces.weight[kept], points[kept])
+    sheet = draw(picture, Detections(*(part.float().numpy() for part in parts)))
+    for box in faces.boxes[(faces.weight > 0) & faces.ignore].round().int().tolist():
+        cv2.rectangle(sheet, box[:2], box[2:], (204, 121, 167), 2)
+    return sheet
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw eight mixed samples of a training set: a row of MixUp and a row of CutMix."""
+    from PIL import Image
+
+    from featherface import cli
+    from featherface.config import V2
+    from featherface.data.loader import make_loader
+    from featherface.data.widerface import read_split
+    from featherface.files import atomic_path
+
+    parser = cli.parser(main.__doc__ or "")
+    parser.add_argument("--data", default=V2.data, help="data folder, as for training")
+    parser.add_argument("--out", default="results/mixed_samples.png", help="the picture to write")
+    parser.add_argument(*cli.flag("image_size"), type=int, default=320, help="side of a sample")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other samples")
+    args = parser.parse_args(arguments)
+    config = V2.replace(
+        data=args.data, image_size=args.image_size, seed=args.seed, batch_size=4, num_workers=0
+    )
+    loader, _ = make_loader(read_split(config.data, config.split), config)
+    batches = iter(loader)
+    generator = torch.Generator().manual_seed(config.seed)
+    sheets = []
+    for function in (mixup, cutmix):
+        batch = next(batches)
+        mixed = function(batch.images.float(), batch.targets, alpha=1.0, generator=generator)
+        sheets.append(draw_mixed(*mixed))
+    with atomic_path(args.out) as temporary:
+        Image.fromarray(np.concatenate(sheets)).save(temporary)
+    print(f"four MixUp samples over four CutMix samples: {args.out}")
+
+
+if __name__ == "__main__":
+    from featherface.cli import run
+
+    run(main)

@@ -1,0 +1,66 @@
+"""The result of an evaluation on disk: JSON, CSV, and the lines to print."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featherface.evaluation.average_precision import Evaluation
+from featherface.files import write_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def to_table(results: Mapping[str, Evaluation]) -> "pd.DataFrame":
+    """One row a detector and setting: detector, setting, ap, ap_exact (0..1), faces, images."""
+    import pandas as pd
+
+    rows = [
+        (name, setting, curve.ap, curve.ap_exact, curve.faces, result.images)
+        for name, result in results.items()
+        for setting, curve in result.curves.items()
+    ]
+    columns = ["detector", "setting", "ap", "ap_exact", "faces", "images"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def to_text(results: Mapping[str, Evaluation], *, title: str) -> str:
+    """The table for people: a line a detector, official and exact AP in percent a setting."""
+    table = to_table(results)
+    settings = list(dict.fromkeys(table["setting"]))
+    wide = 100 * table.pivot(index="detector", columns="setting", values=["ap", "ap_exact"])
+    wide = wide.loc[
+        list(results), [(kind, name) for kind in ("ap", "ap_exact") for name in settings]
+    ]
+    wide.columns = settings + [f"{name} (exact)" for name in settings]
+    shown = wide.rename_axis(None).to_string(float_format="%.2f", na_rep="no face")
+    return f"AP in percent: {title}\n{shown}"
+
+
+def write_results(
+    folder: str | os.PathLike, results: Mapping[str, Evaluation], record: Mapping[str, Any]
+) -> None:
+    """Write evaluation.json and evaluation.csv, atomically.
+
+    The JSON is `record` (protocol, data, versions, …) with "detectors": {name: {setting: {"ap",
+    "ap_exact", "faces"}, …, "images"}}; the CSV is `to_table` with the record's plain values beside
+    each row. An AP that no face defines is null, or empty.
+    """
+    detectors = {name: _without_nan(result.as_dict()) for name, result in results.items()}
+    content = json.dumps({**record, "detectors": detectors}, indent=2, ensure_ascii=False)
+    write_text(Path(folder) / "evaluation.json", content + "\n")
+    table = to_table(results)
+    for key, value in record.items():
+        if value is None or isinstance(value, (str, int, float)):
+            table[key] = value
+    write_text(Path(folder) / "evaluation.csv", table.to_csv(index=False, lineterminator="\n"))
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: None instead."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

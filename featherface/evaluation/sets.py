@@ -1,0 +1,117 @@
+"""What to evaluate on: WIDER FACE with its official ground truth, or any annotated folder."""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from featherface.data.widerface import Photo, find_dataset, read_annotations
+from featherface.errors import DataError
+from featherface.evaluation.average_precision import Evaluation
+from featherface.evaluation.boxes import precision_recall_boxes
+from featherface.evaluation.ground_truth import GroundTruth, read_ground_truth
+from featherface.evaluation.submission import IMAGE_SUFFIXES, Found
+from featherface.evaluation.widerface import precision_recall
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """The images to evaluate on and what is known about their faces.
+
+    photos: images with their boxes; empty where only the ground truth is at hand. ground_truth:
+    WIDER FACE's (then settings are easy, medium, hard), or None (then all, small, medium, large by
+    the photos' boxes). total: images of the whole set that `photos` is all or a part of.
+    """
+
+    split: str
+    photos: list[Photo]
+    ground_truth: GroundTruth | None
+    total: int
+    annotated: bool = True
+
+    @property
+    def count(self) -> int:
+        return len(self.photos) or self.total
+
+    @property
+    def description(self) -> str:
+        """Which images, for tables and titles: a subset always says so."""
+        name = "WIDER FACE " if self.ground_truth else ""
+        if self.count < self.total:
+            return f"{name}{self.split}, SUBSET: {self.count:,} of {self.total:,} images"
+        return f"{name}{self.split}, {self.total:,} images"
+
+    def first(self, count: int) -> "EvaluationSet":
+        """The first photos only."""
+        return replace(self, photos=self.photos[:count])
+
+    def sample(self, count: int, seed: int = 0) -> "EvaluationSet":
+        """A random part of the photos, the same for the same seed, in their order."""
+        if count >= len(self.photos):
+            return self
+        chosen = np.random.default_rng(seed).choice(len(self.photos), count, replace=False)
+        return replace(self, photos=[self.photos[index] for index in np.sort(chosen)])
+
+    def evaluate(self, predictions: Found) -> Evaluation:
+        """AP of detections named as the photos are; errors are `evaluate_widerface`'s."""
+        if not self.annotated:
+            raise DataError(f"the {self.split} split has no annotation here to evaluate against")
+        if self.ground_truth:
+            images = [photo.name for photo in self.photos] or None
+            return precision_recall(predictions, self.ground_truth, images)
+        return precision_recall_boxes(
+            predictions, {photo.name: photo.boxes for photo in self.photos}
+        )
+
+
+def find_evaluation_set(
+    data: str | os.PathLike,
+    split: str = "val",
+    *,
+    annotation: str | os.PathLike = "",
+    need_photos: bool = True,
+) -> EvaluationSet:
+    """Find the images of a split under `data`, and the official ground truth if it is there.
+
+    `data` has any layout that `featherface.data` reads, and for WIDER FACE's val split a folder
+    ground_truth/ with the four .mat files (or is itself that folder, where no photos are needed).
+    Of the test split images alone are enough. `annotation`: a file to use instead of the one found.
+    DataError where nothing is found.
+    """
+    root = Path(data)
+    truth = None
+    if split == "val" and any((root / part).is_file() for part in _MAT_FILES):
+        truth = read_ground_truth(root)
+    try:
+        source = find_dataset(root, split, str(annotation))
+    except DataError:
+        photos = _without_annotation(root) if split == "test" else []
+        if not photos and (annotation or need_photos or not truth):
+            raise
+        return EvaluationSet(split, photos, truth, _total(photos, truth), truth is not None)
+    photos = read_annotations(source.annotation, source.images)
+    if truth:
+        truth.subset(photo.name for photo in photos)  # fails now, not after hours of detection
+    return EvaluationSet(split, photos, truth, _total(photos, truth))
+
+
+def _total(photos: list[Photo], truth: GroundTruth | None) -> int:
+    return len(truth.stems) if truth else len(photos)
+
+
+_MAT_FILES = ("ground_truth/wider_face_val.mat", "wider_face_val.mat")
+
+
+def _without_annotation(root: Path) -> list[Photo]:
+    """The images of the test split, whose faces nobody but the official server knows."""
+    folders = [root / "WIDER_test" / "images", root / "test" / "images", root / "images"]
+    folder = next((path for path in folders if path.is_dir()), None)
+    if folder is None:
+        return []
+    none = np.zeros((0, 4), np.float32), np.zeros((0, 5, 2), np.float32), np.zeros((0, 5), bool)
+    return [
+        Photo(path, path.relative_to(folder).as_posix(), *none)
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES
+    ]

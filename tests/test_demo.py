@@ -1,0 +1,219 @@
+"""The synthetic set: reproducible, in both official formats, varied, never half-written."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from featherface.data import demo
+from featherface.data.demo import make_demo
+from featherface.data.demo_faces import draw_head
+from featherface.data.demo_head import HeadShape, rotation, trace
+from featherface.data.demo_scene import Face, make_photo
+from featherface.data.demo_style import random_light, random_style
+from featherface.errors import DataError
+
+TINY = {"val": 1, "size": 128, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """14 photographs hold two crowds (3, 13) and an empty place (5)."""
+    return make_demo(tmp_path_factory.mktemp("demo") / "set", train=14, val=2, progress=False)
+
+
+def read_boxes(root: Path, split: str) -> dict[str, np.ndarray]:
+    """Name to (F, 10) rows of bbx_gt.txt, read as strictly as the official format is written."""
+    path = root / "wider_face_split" / f"wider_face_{split}_bbx_gt.txt"
+    lines = path.read_text().splitlines()
+    found, at = {}, 0
+    while at < len(lines):
+        name, count = lines[at], int(lines[at + 1])
+        rows = [[int(v) for v in row.split(" ")] for row in lines[at + 2 : at + 2 + max(count, 1)]]
+        assert all(len(row) == 10 for row in rows)
+        if count == 0:
+            assert rows == [[0] * 10]
+        found[name] = np.array(rows[:count], np.int64).reshape(count, 10)
+        at += 2 + max(count, 1)
+    return found
+
+
+def read_labels(root: Path, split: str) -> dict[str, np.ndarray]:
+    """Name to (F, 20) rows of label.txt."""
+    found: dict[str, list[list[float]]] = {}
+    name = ""
+    for line in (root / f"WIDER_{split}" / "label.txt").read_text().splitlines():
+        if line.startswith("# "):
+            name = line[2:]
+            found[name] = []
+        else:
+            found[name].append([float(v) for v in line.split(" ")])
+    return {name: np.array(rows).reshape(-1, 20) for name, rows in found.items()}
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def test_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+    first = files(make_demo(tmp_path / "a", train=2, seed=3, **TINY))
+    again = files(make_demo(tmp_path / "b", train=2, seed=3, **TINY))
+    other = files(make_demo(tmp_path / "c", train=2, seed=4, **TINY))
+    assert first == again
+    images = [content for name, content in first.items() if name.endswith(".jpg")]
+    assert len(images) == 3
+    assert not set(images) & set(other.values())
+
+
+def test_a_smaller_set_is_the_beginning_of_a_larger_one(tmp_path: Path) -> None:
+    small = files(make_demo(tmp_path / "small", train=1, **TINY))
+    large = files(make_demo(tmp_path / "large", train=3, **TINY))
+    for name, content in small.items():
+        if name.endswith(".jpg"):
+            assert large[name] == content
+        elif name.endswith(".txt"):
+            assert large[name].startswith(content)
+
+
+def test_processes_render_the_same_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = [photo.jpeg for photo in demo._photos("train", 2, seed=0, size=128, progress=False)]
+    monkeypatch.setattr(demo, "POOL_FROM", 2)
+    monkeypatch.setattr(demo, "_cores", lambda: 2)
+    many = [photo.jpeg for photo in demo._photos("train", 2, seed=0, size=128, progress=False)]
+    assert one == many
+
+
+def test_annotations_agree_and_name_every_image(folder: Path) -> None:
+    for split, count in (("train", 14), ("val", 2)):
+        boxes, labels = read_boxes(folder, split), read_labels(folder, split)
+        assert list(boxes) == list(labels) and len(boxes) == count
+        images = folder / f"WIDER_{split}" / "images"
+        assert {p.relative_to(images).as_posix() for p in images.rglob("*.jpg")} == set(boxes)
+        for name, rows in boxes.items():
+            np.testing.assert_array_equal(rows[:, :4], labels[name][:, :4])
+
+
+def test_boxes_lie_inside_their_image(folder: Path) -> None:
+    for name, rows in read_boxes(folder, "train").items():
+        height, width = cv2.imread(str(folder / "WIDER_train" / "images" / name)).shape[:2]
+        assert max(width, height) <= 640 * 1.16
+        assert (rows[:, :2] >= 0).all() and (rows[:, 2:4] > 0).all()
+        assert (rows[:, 0] + rows[:, 2] <= width).all()
+        assert (rows[:, 1] + rows[:, 3] <= height).all()
+        assert (rows[:, 4] <= 2).all() and (rows[:, 8] <= 2).all()
+        assert np.isin(rows[:, [5, 6, 7, 9]], (0, 1)).all()
+
+
+def test_landmarks_lie_in_their_box_in_order(folder: Path) -> None:
+    rows = np.concatenate(list(read_labels(folder, "train").values()))
+    triples = rows[:, 4:19].reshape(-1, 5, 3)
+    missing = (triples == -1).all(axis=(1, 2))
+    assert missing.any() and not missing.all()
+    points, flags = triples[~missing][:, :, :2], triples[~missing][:, :, 2]
+    assert np.isin(flags, (0.0, 1.0)).all() and (flags == 0).mean() > 0.5
+    corner, size = rows[~missing, None, :2], rows[~missing, None, 2:4]
+    inside = ((points >= corner - 1) & (points <= corner + size + 1)).all(axis=2)
+    assert inside.mean() > 0.95
+    assert (points[:, 0, 0] < points[:, 1, 0]).all()  # the left eye is left in the image
+    assert (points[:, 3, 0] < points[:, 4, 0]).all()
+
+
+def test_faces_of_all_sizes_crowds_and_empty_places(folder: Path) -> None:
+    boxes = read_boxes(folder, "train")
+    heights = np.concatenate([rows[:, 3] for rows in boxes.values()])
+    assert heights.min() <= 12 and heights.max() >= 120
+    counts = {name.split("/")[0]: 0 for name in boxes}
+    for name, rows in boxes.items():
+        counts[name.split("/")[0]] = max(counts[name.split("/")[0]], len(rows))
+    assert counts["3--Crowd"] >= 20
+    assert counts["4--Places"] == 0
+
+
+@pytest.mark.parametrize("yaw, roll", [(0, 0), (35, 0), (-35, 20)])
+def test_landmarks_are_where_the_face_is_painted(yaw: float, roll: float) -> None:
+    """The projected eyes are dark against the cheeks, and the nose tip is where it is traced."""
+    rotate = rotation(yaw, 0, roll)
+    nose = rotate @ np.array(HeadShape().nose_tip, np.float32)
+    depth = trace(HeadShape(), rotate, nose[:1, None], nose[1:2, None]).depth
+    assert depth[0, 0] == pytest.approx(nose[2], abs=0.05)
+    rng = np.random.default_rng(5)
+    style, light = random_style(rng, covered=0), random_light(rng)
+    plain = HeadShape(hair="bald")
+    fields = {"shape": plain, "yaw": yaw, "pitch": 0, "roll": roll, "glasses": "none"}
+    head = draw_head(style.__class__(**{**vars(style), **fields}), light, (100.3, 90.6), 90)
+    grey = head.patch.colours.mean(axis=2)
+    at = np.round(head.landmarks - (head.patch.x0, head.patch.y0)).astype(int)
+    eyes = [grey[y - 3 : y + 4, x - 3 : x + 4].min() for x, y in at[:2]]
+    cheeks = [grey[y + 12 : y + 16, x - 2 : x + 3].mean() for x, y in at[:2]]
+    assert max(eyes) < 0.6 * min(cheeks)
+    assert (head.patch.alpha[at[:, 1], at[:, 0]] > 0.9).all()
+
+
+def test_a_finished_set_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_demo(tmp_path / "set", train=1, **TINY)
+    before = files(root)
+
+    def fail(**_: object) -> None:
+        raise AssertionError("rendered again")
+
+    monkeypatch.setattr(demo, "make_photo", fail)
+    assert make_demo(root, train=1, **TINY) == root
+    assert files(root) == before
+
+
+def test_other_settings_need_force(tmp_path: Path) -> None:
+    root = make_demo(tmp_path / "set", train=1, **TINY)
+    with pytest.raises(DataError, match=r"other settings.*train 1.*--force"):
+        make_demo(root, train=2, **TINY)
+    make_demo(root, train=2, force=True, **TINY)
+    assert json.loads((root / "demo.json").read_text())["train"] == 2
+    assert len(read_boxes(root, "train")) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_that_is_no_demo_set_is_left_alone(tmp_path: Path, force: bool) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(DataError, match="no demo set"):
+        make_demo(tmp_path / "mine", train=1, force=force, **TINY)
+    assert files(tmp_path) == {"mine/thesis.txt": b"years of work"}
+
+
+def test_an_interrupted_render_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*, index: int, **settings: int) -> object:
+        if index == 1:
+            raise KeyboardInterrupt
+        return make_photo(index=index, **settings)
+
+    monkeypatch.setattr(demo, "make_photo", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_demo(tmp_path / "set", train=2, **TINY)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("bad", [{"train": -1}, {"seed": -1}, {"size": 32}])
+def test_settings_out_of_range_are_refused(tmp_path: Path, bad: dict[str, int]) -> None:
+    with pytest.raises(DataError, match=next(iter(bad))):
+        make_demo(tmp_path / "set", **{"train": 1, **TINY, **bad})
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_face_without_landmarks_is_written_with_minus_ones() -> None:
+    face = Face(
+        box=(3, 4, 5, 6),
+        landmarks=None,
+        hidden=np.zeros(5, bool),
+        blur=2,
+        expression=0,
+        illumination=0,
+        occlusion=1,
+        pose=0,
+    )
+    assert demo.label_row(face) == "3 4 5 6 " + "-1.0 " * 15 + "0.20"
+    assert demo.box_rows([face]) == ["1", "3 4 5 6 2 0 0 0 1 0"]
+    assert demo.box_rows([]) == ["0", "0 0 0 0 0 0 0 0 0 0"]

@@ -1,0 +1,257 @@
+"""The loop: what it writes, that it learns, that it resumes to the same result, that it stops well."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from featherface.checkpoint import FORMAT, load_model, read_file, write_file
+from featherface.config import TrainConfig
+from featherface.errors import CheckpointError, ConfigError, TrainingError
+from featherface.models.v1 import FeatherFaceV1
+from featherface.training import engine
+from featherface.training.ema import make_ema
+from featherface.training.run import Run, resumed_config
+from featherface.training.schedule import dropblock_probability, make_scheduler, warmup_steps
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Eight photos with one or two bright squares as faces, in the official layout."""
+    root = tmp_path_factory.mktemp("data")
+    folder = root / "WIDER_train/images/0--Squares"
+    folder.mkdir(parents=True)
+    (root / "wider_face_split").mkdir()
+    random, lines = np.random.default_rng(0), []
+    for number in range(8):
+        image = random.integers(0, 90, (120, 160, 3), np.uint8)
+        boxes = [(20 + 4 * number, 30, 40, 48)] + [(100, 20, 24, 30)] * (number % 2)
+        for x, y, w, h in boxes:
+            image[y : y + h, x : x + w] = 220
+            image[y + h // 3 : y + h // 3 + 6, x + 6 : x + w - 6] = 20
+        cv2.imwrite(str(folder / f"{number}.jpg"), image)
+        lines += [f"0--Squares/{number}.jpg", str(len(boxes))]
+        lines += [f"{x} {y} {w} {h} 0 0 0 0 0 0" for x, y, w, h in boxes]
+    (root / "wider_face_split/wider_face_train_bbx_gt.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory) -> Path:
+    torch.manual_seed(7)
+    path = tmp_path_factory.mktemp("teacher") / "v1.pth"
+    model = FeatherFaceV1()
+    write_file(path, {"format": FORMAT, "architecture": "v1", "model": model.state_dict()})
+    return path
+
+
+@pytest.fixture
+def config(data, teacher, tmp_path) -> TrainConfig:
+    return TrainConfig(
+        data=str(data),
+        teacher_model=str(teacher),
+        save_folder=str(tmp_path / "run"),
+        image_size=64,
+        batch_size=2,
+        epochs=2,
+        save_every=1,
+        num_workers=0,
+        device="cpu",
+    )
+
+
+def trained(config: TrainConfig, **options) -> dict[str, torch.Tensor]:
+    return read_file(engine.train(config, progress=False, **options))["model"]
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_writes_its_files_and_a_row_an_epoch(config, data):
+    final = engine.train(config, progress=False)
+    names = {path.name for path in final.parent.iterdir()}
+    assert names == {
+        "FeatherFaceV2_epoch_1.pth",
+        "FeatherFaceV2_epoch_2.pth",
+        "FeatherFaceV2_last.pth",
+        "FeatherFaceV2_final.pth",
+        "training_log.csv",
+    }
+    log = pd.read_csv(final.parent / "training_log.csv")
+    assert log["epoch"].tolist() == [1, 2]
+    terms = {"loss", "task", "class", "box", "landmark", "feature", "distill"}
+    terms |= {"distill_class", "distill_box", "distill_landmark"}
+    assert terms | {"lr", "images_per_second", "seconds"} <= set(log.columns)
+    mixed = 0.3 * log["task"] + 0.7 * log["distill"] + 0.1 * log["feature"]
+    np.testing.assert_allclose(log["loss"], mixed, rtol=1e-3)
+    content = read_file(final)
+    assert content["config"]["seed"] == 0 and content["epoch"] == 2
+    assert content["data"] == {"source": str(data), "photos": 8, "faces": 12}
+    assert "optimizer" not in content and final.stat().st_size < 1_400_000
+    json.dumps(content["versions"])
+    assert load_model(final).name == "v2"
+
+
+def test_one_seed_gives_one_result_with_or_without_workers(config):
+    first = trained(config)
+    assert equal(first, trained(config.replace(save_folder=config.save_folder + "2")))
+    workers = config.replace(num_workers=2, save_folder=config.save_folder + "3")
+    assert equal(first, trained(workers))
+    other = config.replace(seed=1, save_folder=config.save_folder + "4")
+    assert not equal(first, trained(other))
+
+
+@pytest.mark.parametrize("steps", [3, 4, 6])  # inside, at the end of, and after the first epoch
+def test_interrupted_and_resumed_is_bit_identical(config, monkeypatch, steps):
+    expected = trained(config.replace(save_folder=config.save_folder + "_whole"))
+    update, done = engine._update, []
+
+    def interrupt(run: Run, losses) -> None:
+        update(run, losses)
+        done.append(1)
+        if len(done) == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(engine, "_update", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        engine.train(config, progress=False)
+    monkeypatch.setattr(engine, "_update", update)
+    last = engine.checkpoint_path(config, "last")
+    assert equal(expected, trained(config, resume=last))
+    whole = pd.read_csv(Path(config.save_folder + "_whole") / "training_log.csv")
+    log = pd.read_csv(Path(config.save_folder) / "training_log.csv")
+    timing = ["seconds", "images_per_second"]
+    pd.testing.assert_frame_equal(log.drop(columns=timing), whole.drop(columns=timing))
+
+
+def test_the_student_learns_and_the_teacher_does_not_change(config):
+    steady = config.replace(
+        epochs=12, lr=5e-3, mixup_prob=0.0, cutmix_prob=0.0, dropblock_prob=0.0, save_every=100
+    )
+    run_teacher = load_model(config.teacher_model).state_dict()
+    engine.train(steady, progress=False)
+    log = pd.read_csv(Path(config.save_folder) / "training_log.csv")
+    assert log["class"].iloc[-3:].mean() < 0.6 * log["class"].iloc[0]
+    assert equal(run_teacher, load_model(config.teacher_model).state_dict())
+
+
+def test_a_step_changes_every_tensor_the_optimizer_owns(config):
+    torch.manual_seed(0)
+    run = Run(config, steps_per_epoch=4)
+    before = {name: p.detach().clone() for name, p in run.step.trained.named_parameters()}
+    before_teacher = {k: v.clone() for k, v in run.step.teacher.state_dict().items()}
+    owned = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
+    assert owned == {id(p) for p in run.step.trained.parameters()}
+    assert any("projections" in name for name in before)
+    from conftest import make_targets
+
+    targets = make_targets([(4, 4, 40, 40)], [(20, 20, 60, 60), (2, 2, 20, 20)])
+    run.step.trained.train()
+    for _ in range(4):
+        engine._update(run, run.step(torch.randn(2, 3, 64, 64) * 50, targets))
+    still = [
+        name for name, p in run.step.trained.named_parameters() if torch.equal(before[name], p)
+    ]
+    assert still == []
+    assert equal(before_teacher, run.step.teacher.state_dict())
+
+
+def test_backbone_starts_as_asked(config, teacher):
+    torch.manual_seed(0)
+    run = Run(config, steps_per_epoch=1)
+    source = load_model(teacher).backbone.state_dict()
+    assert equal(run.model.backbone.state_dict(), source)
+    scratch = Run(config.replace(init="scratch"), steps_per_epoch=1)
+    assert not equal(scratch.model.backbone.state_dict(), source)
+    with pytest.raises(CheckpointError, match="no such file"):
+        Run(config.replace(init="imagenet", backbone_weights="nowhere.tar"), steps_per_epoch=1)
+
+
+def test_v1_trains_under_the_same_loop(config):
+    v1 = config.replace(model="v1", init="scratch", epochs=1)
+    final = engine.train(v1, progress=False)
+    assert final.name == "FeatherFaceV1_final.pth" and load_model(final).name == "v1"
+    with pytest.raises(ConfigError, match="V1 has none"):
+        Run(v1.replace(init="teacher"), steps_per_epoch=1)
+
+
+def test_a_run_can_start_from_weights(config):
+    final = engine.train(config.replace(epochs=1), progress=False)
+    run = Run(config.replace(weights=str(final)), steps_per_epoch=1)
+    assert equal(run.model.state_dict(), load_model(final).state_dict())
+    with pytest.raises(ConfigError, match="holds v1"):
+        Run(config.replace(weights=config.teacher_model), steps_per_epoch=1)
+
+
+def test_a_missing_teacher_says_how_to_get_one(config):
+    with pytest.raises(CheckpointError, match=r"needs its V1 teacher.*train_v1\.py"):
+        engine.train(config.replace(teacher_model="nowhere.pth"), progress=False)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(config, monkeypatch):
+    update = engine._update
+
+    def poison(run: Run, losses) -> None:
+        update(run, {name: value * float("nan") for name, value in losses.items()})
+
+    monkeypatch.setattr(engine, "_update", poison)
+    with pytest.raises(TrainingError, match="the loss became nan"):
+        engine.train(config, progress=False)
+    assert not Path(config.save_folder).exists()
+
+
+def test_resume_refuses_what_would_be_another_run(config, teacher):
+    engine.train(config.replace(epochs=1), progress=False)
+    last = engine.checkpoint_path(config, "last")
+    assert resumed_config(last, {"num_workers": 3}).num_workers == 3
+    with pytest.raises(ConfigError, match=r"--lr 0\.5 \(was 0\.001\)"):
+        resumed_config(last, {"lr": 0.5})
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        resumed_config(last.with_name("none.pth"), {})
+    with pytest.raises(TrainingError, match="no training run"):
+        resumed_config(teacher, {})
+    with pytest.raises(TrainingError, match="no training state"):
+        engine.train(config, resume=engine.checkpoint_path(config, "final"), progress=False)
+
+
+def test_schedule_warms_up_over_at_most_a_tenth_then_falls_to_the_end():
+    config = TrainConfig(epochs=20, lr=1.0, min_lr=0.01, warmup_epochs=5)
+    assert warmup_steps(config, 10) == 20
+    assert warmup_steps(config.replace(epochs=400), 10) == 50
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.lr)
+    scheduler, rates = make_scheduler(optimizer, config, 10), []
+    for _ in range(200):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert 0 < rates[0] < 0.06 and rates[:21] == sorted(rates[:21])
+    assert rates[20] == pytest.approx(1.0) and rates[20:] == sorted(rates[20:], reverse=True)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
+
+
+def test_dropblock_is_ramped():
+    config = TrainConfig(dropblock_prob=0.2)
+    assert [dropblock_probability(config, p) for p in (0.0, 0.5, 1.0)] == [0.0, 0.1, 0.2]
+
+
+def test_ema_follows_slowly_and_averages_buffers():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    ema = make_ema(model, decay=0.9)
+    for _ in range(200):
+        ema.update_parameters(model)
+    old = model[0].weight.detach().clone()
+    with torch.no_grad():
+        model[0].weight += 1.0
+        model[1].running_mean += 1.0
+        model[1].num_batches_tracked += 5
+    ema.update_parameters(model)
+    torch.testing.assert_close(ema.module[0].weight.detach(), old + 0.1)
+    torch.testing.assert_close(ema.module[1].running_mean, torch.full((2,), 0.1))
+    assert int(ema.module[1].num_batches_tracked) == 5

@@ -1,0 +1,363 @@
+"""Augmentation keeps boxes and landmarks on their pixels, and photos of every kind are survived."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image as PilImage
+from tiny_sets import FACE_COLOUR, make_photo, write_photo
+from torchvision.transforms.v2 import functional as F
+from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image, KeyPoints
+
+from featherface.config import TrainConfig
+from featherface.data.annotations import Photo
+from featherface.data.decode import Window, decode, is_complete, open_photo
+from featherface.data.transforms import (
+    FILL_RGB,
+    IGNORE_VISIBLE,
+    RandomColour,
+    RandomSquareCrop,
+    Sample,
+    ToTarget,
+    colour_matrix,
+    crop,
+    fill_outside,
+    flip_faces,
+    training_transform,
+)
+from featherface.errors import DataError
+
+PLAIN = TrainConfig(image_size=96, photometric_prob=0.0, flip_prob=0.0)
+
+
+def augment(photo, config=PLAIN, seed=0):
+    torch.manual_seed(seed)
+    return training_transform(config)(photo)
+
+
+def is_green(image):
+    """(h, w) bool: pixels nearer to the faces' colour than to background or fill."""
+    return (image[1].int() - image[0].int() > 80) & (image[1].int() - image[2].int() > 60)
+
+
+def sample_of(pixels, boxes, landmarks, mask):
+    height, width = pixels.shape[-2:]
+    size = {"canvas_size": (height, width)}
+    return Sample(
+        image=Image(pixels),
+        boxes=BoundingBoxes(boxes, format=BoundingBoxFormat.XYXY, **size),
+        landmarks=KeyPoints(landmarks, **size),
+        landmark_mask=mask,
+        ignore=torch.zeros(len(boxes), dtype=torch.bool),
+        padding=[0, 0, 0, 0],
+    )
+
+
+# Flip ------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 33), st.integers(1, 33), st.integers(0, 3))
+def test_flipping_twice_gives_the_same_sample(seed, width, height, faces):
+    generator = torch.Generator().manual_seed(seed)
+    pixels = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
+    boxes = torch.rand(faces, 4, generator=generator).sort(dim=1).values[:, [0, 1, 2, 3]] * width
+    landmarks = torch.rand(faces, 5, 2, generator=generator) * width
+    mask = torch.rand(faces, 5, generator=generator) < 0.5
+    once = flip_faces(sample_of(pixels, boxes, landmarks, mask))
+    twice = flip_faces(once)
+    assert torch.equal(twice["image"], pixels)
+    torch.testing.assert_close(torch.Tensor(twice["boxes"]), boxes)
+    torch.testing.assert_close(torch.Tensor(twice["landmarks"]), landmarks)
+    assert torch.equal(twice["landmark_mask"], mask)
+    assert (once["boxes"][:, 2] >= once["boxes"][:, 0]).all()
+
+
+def test_flip_mirrors_points_as_boxes_and_swaps_left_and_right():
+    pixels = torch.zeros(3, 8, 10, dtype=torch.uint8)
+    pixels[:, 2, 1] = 255  # the left eye's pixel, 1..2
+    eyes = [(1.5, 2.5), (6.5, 2.5), (4.0, 4.0), (2.0, 6.0), (6.0, 6.0)]
+    mask = torch.tensor([[True, False, True, True, False]])
+    sample = sample_of(pixels, torch.tensor([[1.0, 2.0, 7.0, 7.0]]), torch.tensor([eyes]), mask)
+    flipped = flip_faces(sample)
+    assert flipped["boxes"].tolist() == [[3.0, 2.0, 9.0, 7.0]]
+    expected = [(3.5, 2.5), (8.5, 2.5), (6.0, 4.0), (4.0, 6.0), (8.0, 6.0)]
+    assert flipped["landmarks"].tolist() == [[list(point) for point in expected]]
+    assert flipped["landmark_mask"].tolist() == [[False, True, True, False, True]]
+    x, y = flipped["landmarks"][0, 1].int().tolist()
+    assert flipped["image"][0, y, x] == 255
+
+
+# Crop, resize: coordinates and pixels ----------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["photo.png", "photo.jpg"])
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_boxes_and_landmarks_land_on_their_pixels(tmp_path, name, flip):
+    given_boxes = ((20, 10, 60, 50), (100, 60, 130, 100))
+    photo = make_photo(tmp_path / name, width=180, height=120, boxes=given_boxes)
+    config = PLAIN.replace(flip_prob=flip)
+    checked = 0
+    for seed in range(40):
+        image, target = augment(photo, config, seed)
+        green = is_green(image)
+        covered = torch.zeros_like(green)
+        for box, points, mask in zip(
+            target.boxes, target.landmarks, target.landmark_mask, strict=True
+        ):
+            x1, y1, x2, y2 = box.tolist()
+            inner = green[int(y1) + 2 : int(y2) - 2, int(x1) + 2 : int(x2) - 2]
+            assert inner.all(), f"seed {seed}: background inside the box"
+            covered[max(0, int(y1) - 2) : int(y2) + 3, max(0, int(x1) - 2) : int(x2) + 3] = True
+            columns, rows = points[mask].int().unbind(-1)
+            assert green[rows, columns].all()
+            assert not mask.all() or (points[0, 0] < points[1, 0] and points[3, 0] < points[4, 0])
+            checked += 1
+        if len(target.boxes) == len(given_boxes):
+            assert not green[~covered].any(), f"seed {seed}: face outside the boxes"
+    assert checked > 40
+
+
+def test_shrunk_decoding_gives_the_same_geometry_as_full(tmp_path):
+    boxes = ((200, 160, 520, 560), (900, 640, 1100, 900))
+    photo = make_photo(tmp_path / "large.jpg", width=1283, height=1021, boxes=boxes)
+    file = open_photo(photo.path)
+    results = {}
+    for shrink in (1, 2, 4, 8):
+        window = Window(-64 // shrink, 32 // shrink, 1280 // shrink, shrink)
+        sample = fill_outside(crop(photo, file, window))
+        scale = 160 / (1280 // shrink)
+        results[shrink] = (
+            F.resize(sample["image"], [160, 160], antialias=True).float(),
+            sample["boxes"] * scale,
+            sample["landmarks"] * scale,
+        )
+    image, full_boxes, full_points = results.pop(1)
+    for shrink, (other, its_boxes, its_points) in results.items():
+        torch.testing.assert_close(its_boxes, full_boxes, atol=1e-3, rtol=0)
+        torch.testing.assert_close(its_points, full_points, atol=1e-3, rtol=0)
+        assert (image - other).abs().mean() < 2, f"1/{shrink} shows something else"
+        assert (is_green(image) != is_green(other)).float().mean() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("side", "size", "shrink"), [(640, 640, 1), (1279, 640, 1), (1280, 640, 2), (9000, 640, 8)]
+)
+def test_photos_are_never_shrunk_below_the_training_size(tmp_path, side, size, shrink):
+    write_photo(tmp_path / "a.jpg")
+    write_photo(tmp_path / "a.png")
+    assert open_photo(tmp_path / "a.jpg").shrink_for(side, size) == shrink
+    assert open_photo(tmp_path / "a.png").shrink_for(side, size) == 1
+
+
+def test_a_large_photo_is_decoded_shrunk_in_training(tmp_path, monkeypatch):
+    photo = make_photo(tmp_path / "large.jpg", width=900, height=800, boxes=((10, 10, 700, 700),))
+    shrinks = []
+
+    def spy(file, shrink=1):
+        shrinks.append(shrink)
+        return decode(file, shrink)
+
+    monkeypatch.setattr("featherface.data.decode.decode", spy)
+    image, _ = augment(photo, PLAIN.replace(crop_scale_min=1.0))
+    assert image.shape == (3, 96, 96)
+    assert shrinks[0] in (8, 4)  # 800..1600 pixels for 96
+
+
+def test_crops_beyond_the_photo_hold_all_of_it_on_the_mean_colour(tmp_path):
+    photo = make_photo(tmp_path / "a.png", width=50, height=40, boxes=((5, 5, 20, 25),))
+    config = PLAIN.replace(crop_scale_min=2.0, photometric_prob=1.0)
+    fill = torch.tensor(FILL_RGB).to(torch.uint8)
+    corners = set()
+    for seed in range(12):
+        image, target = augment(photo, config, seed)
+        x1, y1, x2, y2 = target.boxes[0].tolist()
+        assert (x2 - x1, y2 - y1) == pytest.approx((15 * 96 / 80, 20 * 96 / 80), abs=1e-3)
+        outside = (image == fill[:, None, None]).all(0).float().mean()
+        assert outside == pytest.approx(1 - 50 * 40 / 80**2, abs=0.05)
+        corners.add((round(x1), round(y1)))
+    assert len(corners) > 6  # the photo's place is random
+    assert FILL_RGB == (123, 117, 104)
+
+
+def sample_with(tmp_path, boxes, window, points=None):
+    photo = make_photo(tmp_path / "a.png", width=100, height=80, boxes=())
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    points = np.zeros((len(boxes), 5, 2), np.float32) if points is None else points
+    mask = np.ones((len(boxes), 5), bool)
+    photo = Photo(photo.path, photo.name, boxes, np.array(points, np.float32), mask)
+    return crop(photo, open_photo(photo.path), window)
+
+
+def test_a_face_is_kept_by_its_centre_ignored_by_a_part_and_dropped_outside(tmp_path):
+    boxes = [
+        (10, 10, 30, 30),  # inside
+        (30, 10, 46, 30),  # centre at 38: inside, clipped
+        (30, 20, 60, 40),  # centre at 45: outside, a third visible
+        (39, 10, 80, 30),  # 1 of 41 columns visible
+        (50, 50, 70, 70),  # outside
+    ]
+    sample = sample_with(tmp_path, boxes, Window(0, 0, 40, 1))
+    assert sample["boxes"].tolist() == [[10, 10, 30, 30], [30, 10, 40, 30], [30, 20, 40, 40]]
+    assert sample["ignore"].tolist() == [False, False, True]
+    assert 1 / 41 < IGNORE_VISIBLE < 1 / 3
+
+
+def test_landmarks_outside_the_crop_or_the_photo_are_masked(tmp_path):
+    points = [[(5, 5), (45, 5), (-3, 5), (20, 85), (40, 39.9)]]
+    sample = sample_with(tmp_path, [(0, 0, 40, 40)], Window(-10, -10, 50, 1), points)
+    assert sample["landmark_mask"].tolist() == [[True, False, False, False, False]]
+    moved = fill_outside(sample)
+    assert moved["landmarks"][0, 0].tolist() == [15, 15]
+    assert moved["boxes"].tolist() == [[10, 10, 50, 50]]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(*[st.floats(-50, 150, width=32)] * 4), max_size=6),
+    st.integers(-60, 99),
+    st.integers(-60, 79),
+    st.integers(1, 160),
+)
+def test_no_crop_gives_a_face_without_area(tmp_path_factory, boxes, left, top, side):
+    side = max(side, 1 - left, 1 - top)  # at least one pixel of the photo
+    boxes = [(min(a, c), min(b, d), max(a, c), max(b, d)) for a, b, c, d in boxes]
+    sample = fill_outside(
+        sample_with(tmp_path_factory.getbasetemp(), boxes, Window(left, top, side, 1))
+    )
+    _, target = ToTarget(min_face=4.0)(sample)
+    sizes = target.boxes[:, 2:] - target.boxes[:, :2]
+    assert sample["image"].shape == (3, side, side)
+    assert (sizes > 0).all() and (target.boxes >= 0).all() and (target.boxes <= side).all()
+    assert (target.ignore | (sizes.amin(1) >= 4)).all()
+
+
+def test_small_faces_are_ignored_not_dropped(tmp_path):
+    sample = sample_with(tmp_path, [(10, 10, 13.9, 30), (10, 10, 14, 30)], Window(0, 0, 80, 1))
+    _, target = ToTarget(min_face=4.0)(sample)
+    assert target.ignore.tolist() == [True, False]
+    assert target.weight.tolist() == [1.0, 1.0]
+
+
+def test_crops_look_for_a_face(tmp_path):
+    photo = make_photo(tmp_path / "a.png", width=200, height=120, boxes=((30, 30, 50, 50),))
+    config = PLAIN.replace(crop_scale_max=0.5)
+    found = sum(len(augment(photo, config, seed)[1].boxes) for seed in range(30))
+    assert found == 30  # a single draw finds this face about once in six
+
+
+# Colours ---------------------------------------------------------------------------------
+
+
+def colours(seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (30, 40, 3)).astype(np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("change", "reference"),
+    [
+        ({"brightness": 1.1}, lambda x: F.adjust_brightness(x, 1.1)),
+        ({"contrast": 0.6}, lambda x: F.adjust_contrast(x, 0.6)),
+        ({"contrast": 1.4}, lambda x: F.adjust_contrast(x, 1.4)),
+        ({"saturation": 0.5}, lambda x: F.adjust_saturation(x, 0.5)),
+        ({"saturation": 1.5}, lambda x: F.adjust_saturation(x, 1.5)),
+        ({}, lambda x: x),
+    ],
+)
+def test_the_colour_matrix_is_torchvisions_change(change, reference):
+    pixels = colours()
+    ours = cv2.transform(pixels, colour_matrix(pixels, **change)).astype(int)
+    theirs = reference(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+    assert np.abs(ours - theirs).max() <= 2  # torchvision truncates where OpenCV rounds
+
+
+def test_hue_keeps_grey_and_turns_as_torchvision_does():
+    middle = (colours() // 3 + 80).astype(np.uint8)  # nothing is clipped
+    turned = cv2.transform(middle, colour_matrix(middle, hue=0.05))
+    luma = np.array((0.299, 0.587, 0.114))
+    assert np.abs(turned @ luma - middle @ luma).max() <= 1.5
+    grey = np.repeat(middle[..., :1], 3, axis=2)
+    assert np.abs(cv2.transform(grey, colour_matrix(grey, hue=0.05)).astype(int) - grey).max() <= 1
+    for colour in ((180, 60, 60), (60, 180, 60), (60, 60, 180), (200, 150, 120)):
+        flat = np.full((2, 2, 3), colour, np.uint8)
+        ours = cv2.transform(flat, colour_matrix(flat, hue=0.05))[0, 0].astype(float)
+        tensor = torch.from_numpy(flat).permute(2, 0, 1)
+        theirs = F.adjust_hue(tensor, 0.05)[:, 0, 0].numpy().astype(float)
+        away = F.adjust_hue(tensor, -0.05)[:, 0, 0].numpy().astype(float)
+        assert np.abs(ours - theirs).sum() < 0.8 * np.abs(ours - away).sum()
+
+
+def test_colours_change_with_their_probability_only():
+    sample = sample_of(
+        torch.from_numpy(colours()).permute(2, 0, 1),
+        torch.zeros(0, 4),
+        torch.zeros(0, 5, 2),
+        torch.zeros(0, 5, dtype=torch.bool),
+    )
+    before = sample["image"].clone()
+    assert torch.equal(RandomColour(probability=0.0)(sample)["image"], before)
+    changed = RandomColour(probability=1.0)(sample)["image"]
+    assert not torch.equal(changed, before)
+    assert torch.equal(sample["image"], before), "the input was changed in place"
+    assert changed.dtype == torch.uint8 and changed.shape == before.shape
+
+
+# Odd photos ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 300), (300, 1), (2, 3)])
+@pytest.mark.parametrize("boxes", [(), ((0, 0, 1, 1),)])
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+def test_tiny_and_thin_photos(tmp_path, width, height, boxes, name):
+    photo = make_photo(tmp_path / name, width=width, height=height, boxes=boxes)
+    for seed in range(3):
+        image, target = augment(photo, TrainConfig(image_size=32), seed)
+        assert image.shape == (3, 32, 32) and image.dtype == torch.uint8
+        assert torch.isfinite(target.boxes).all()
+        assert target.landmarks.shape == (len(target.boxes), 5, 2)
+
+
+def test_colour_order_and_exif_orientation(tmp_path):
+    """The result is RGB; a rotated-by-EXIF photo keeps its stored pixels, as annotations do."""
+    pixels = np.zeros((40, 60, 3), np.uint8)
+    pixels[:20, :20] = (255, 0, 0)
+    exif = PilImage.Exif()
+    exif[0x0112] = 6
+    PilImage.fromarray(pixels).save(tmp_path / "a.jpg", quality=95, exif=exif)
+    file = open_photo(tmp_path / "a.jpg")
+    assert (file.width, file.height) == (60, 40)
+    photo = make_photo(tmp_path / "b.png", boxes=((10, 10, 50, 50),))
+    sample = crop(photo, open_photo(photo.path), Window(0, 0, 64, 1))
+    assert tuple(sample["image"][:, 30, 30].tolist()) == FACE_COLOUR
+    decoded = decode(file)
+    assert decoded[5, 5, 2] > 200 and decoded[5, 5, 0] < 60  # BGR, top left
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P"])
+def test_other_colour_kinds_become_three_channels(tmp_path, mode):
+    path = tmp_path / ("a.jpg" if mode in ("L", "CMYK") else "a.png")
+    PilImage.fromarray(colours()).convert(mode).save(path)
+    assert decode(open_photo(path)).shape == (30, 40, 3)
+
+
+def test_missing_corrupt_and_truncated_photos_are_named(tmp_path):
+    write_photo(tmp_path / "good.jpg", width=200, height=150)
+    data = (tmp_path / "good.jpg").read_bytes()
+    assert is_complete(data) and is_complete(data + b"trailing bytes")
+    broken = {
+        "missing.jpg": None,
+        "empty.jpg": b"",
+        "text.jpg": b"not a picture" * 40,
+        "half.jpg": data[: len(data) // 2],
+        "no_end.jpg": data[:-2],
+        "header.jpg": data[:300],
+    }
+    for name, content in broken.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        photo = Photo(tmp_path / name, name, np.zeros((0, 4)), np.zeros((0, 5, 2)), np.ones((0, 5)))
+        with pytest.raises(DataError) as caught:
+            RandomSquareCrop(scale=(0.5, 1.0), size=64)(photo)
+        assert name in str(caught.value) and "\n" not in str(caught.value)
