@@ -1,6 +1,7 @@
 """FeatherFace: a 256K-parameter face detector (boxes and five landmarks), and how it is made.
 
-Names load on first use, so that importing the package is quick and the ONNX detector needs no torch.
+Names load on first use, so that importing the package is quick and the ONNX detector needs no
+torch.
 """
 
 from importlib import import_module
@@ -18,7 +19,7 @@ _HOME = {
     "load_model": "featherface.checkpoint",
     "make_anchors": "featherface.anchors",
 }
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

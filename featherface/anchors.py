@@ -25,6 +25,7 @@ def anchor_count(height: int, width: int) -> int:
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # a cached inference tensor could not be used in training later
 def _anchors(height: int, width: int, device: torch.device) -> Tensor:
     levels = []
     for stride, sizes in zip(STRIDES, ANCHOR_SIZES, strict=True):
@@ -37,9 +38,7 @@ def _anchors(height: int, width: int, device: torch.device) -> Tensor:
     return torch.cat(levels)
 
 
-def make_anchors(
-    height: int, width: int, device: torch.device | str | None = None
-) -> Tensor:
+def make_anchors(height: int, width: int, device: torch.device | str | None = None) -> Tensor:
     """(A, 4) anchors cx, cy, w, h in pixels for an image of height × width. Cached: do not change.
 
     Order: level P3, P4, P5; inside a level row by row; inside a cell small anchor, then large.
@@ -74,7 +73,10 @@ def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
 
 
 def encode_landmarks(landmarks: Tensor, anchors: Tensor) -> Tensor:
-    """Five points (..., A, 5, 2) in pixels → deltas (..., A, 10): (x−ax)/(0.1·aw), (y−ay)/(0.1·ah)."""
+    """Five points (..., A, 5, 2) in pixels → deltas (..., A, 10) to the anchors (A, 4).
+
+    delta = ((x−ax)/(0.1·aw), (y−ay)/(0.1·ah)) for each point.
+    """
     center, size = anchors.unsqueeze(-2).split(2, dim=-1)  # (A, 1, 2) each
     return ((landmarks - center) / (VARIANCES[0] * size)).flatten(-2)
 

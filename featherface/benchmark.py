@@ -1,7 +1,8 @@
 """Speed, measured in pairs: what is compared runs in turn in one process, on the same input."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -27,9 +28,10 @@ def loader_speed(
 ) -> pd.DataFrame:
     """Images a second of the training loader against a plain loop over the same photos.
 
-    The plain loop is one process: cv2.imread, a random square crop, cv2.resize, to tensor; no
-    colours, no flip, no boxes. One row a round: round, plain, loader (images/s), ratio. One round
-    more runs first, not reported, so that files are in memory and the workers are up.
+    The plain loop is one process with one thread, as each worker is: cv2.imread, a random square
+    crop, cv2.resize, to tensor; no colours, no flip, no boxes. One row a round: round, plain and
+    loader (images/s), ratio. One round more runs first, not reported, so that files are in memory
+    and the workers are up.
     Raises DataError if `data` has no training photos, or one cannot be read.
     """
     chosen = read_split(data, limit=photos)
@@ -38,7 +40,8 @@ def loader_speed(
     rows = []
     for number in range(rounds + 1):
         started = time.perf_counter()
-        _plain_epoch(chosen, image_size, seed=number)
+        with _one_thread():
+            _plain_epoch(chosen, image_size, seed=number)
         plain = len(chosen) / (time.perf_counter() - started)
         sampler.set_epoch(number)
         started = time.perf_counter()
@@ -46,6 +49,18 @@ def loader_speed(
         fast = images / (time.perf_counter() - started)
         rows.append({"round": number, "plain": plain, "loader": fast, "ratio": fast / plain})
     return pd.DataFrame(rows[1:])
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = cv2.getNumThreads(), torch.get_num_threads()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before[0])
+        torch.set_num_threads(before[1])
 
 
 def _plain_epoch(photos: Sequence[Photo], size: int, *, seed: int) -> None:

@@ -1,9 +1,9 @@
 """Reading and writing weights: the only file that calls torch.load and torch.save.
 
-A FeatherFace checkpoint is a dict with `format`, `architecture` ("v1" or "v2"), `model` (a state dict),
-often `ema` (the averaged weights, preferred for use), and what training needs to go on. The original
-project's V1 files (a bare state dict, with or without `module.` and operation counts) load as well.
-Everything is read with weights_only=True, so a file can carry data but not code.
+A FeatherFace checkpoint is a dict with `format`, `architecture` ("v1" or "v2"), `model` (a state
+dict), often `ema` (the averaged weights, preferred for use), and what training needs to go on. The
+original project's V1 files (a bare state dict, with or without `module.` and operation counts) load
+as well. Everything is read with weights_only=True, so a file can carry data but not code.
 """
 
 import os
@@ -112,7 +112,8 @@ def plain_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
     return {
         str(key).removeprefix("module."): value
         for key, value in state.items()
-        if isinstance(value, Tensor) and str(key).split(".")[-1] not in ("total_ops", "total_params")
+        if isinstance(value, Tensor)
+        and str(key).split(".")[-1] not in ("total_ops", "total_params")
     }
 
 
@@ -122,7 +123,7 @@ def rename_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, value in state.items():
         name = key
         for pattern, replacement in _ORIGINAL_NAMES:
-            name = re.sub(pattern, replacement, name)  # type: ignore[arg-type]
+            name = re.sub(pattern, replacement, name)
         if _LINEAR.search(name) and value.ndim == 2:
             value = value[:, :, None, None]  # (out, in) → (out, in, 1, 1)
         renamed[name] = value

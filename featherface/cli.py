@@ -32,7 +32,9 @@ class HelpFormatter(argparse.HelpFormatter):
 
 def parser(description: str, **options: object) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
-        description=description, formatter_class=HelpFormatter, **options  # type: ignore[arg-type]
+        description=description,
+        formatter_class=HelpFormatter,
+        **options,  # type: ignore[arg-type]
     )
 
 

@@ -49,9 +49,7 @@ class TrainConfig:
     num_workers: int = setting(-1, "loader processes; -1: one a core, at most 8; 0: none")
     # teacher and initialisation
     teacher_model: str = setting("weights/featherface_v1.pth", "weights of the V1 teacher")
-    init: str = setting(
-        "teacher", "start of the backbone", ("teacher", "imagenet", "scratch")
-    )
+    init: str = setting("teacher", "start of the backbone", ("teacher", "imagenet", "scratch"))
     weights: str = setting("", "start from these weights of the same network, instead of --init")
     backbone_weights: str = setting(
         "weights/mobilenetV1X0.25_pretrain.tar", "ImageNet checkpoint, for --init imagenet"
@@ -85,6 +83,12 @@ class TrainConfig:
     clip_norm: float = setting(10.0, "largest gradient norm; 0: no clipping")
     ema_decay: float = setting(0.999, "decay of the averaged weights a step; 0: off")
     amp: str = setting("auto", "bf16 autocast: where a CUDA device has it, or off", ("auto", "off"))
+    # validation: AP of the averaged weights on the val split of `data` (EMA off: of the weights)
+    validate_every: int = setting(0, "epochs between validations, and after the last; 0: never")
+    validate_photos: int = setting(0, "validate on a seeded part of N photos; 0: on all")
+    validate_protocol: str = setting(
+        "vga", "size of the photos to validate on", ("original", "vga", "mxnet", "multiscale")
+    )
     # the run
     save_folder: str = setting("weights/v2", "checkpoints and training_log.csv go here")
     save_every: int = setting(10, "epochs between checkpoints")

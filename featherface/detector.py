@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from featherface.config import DISPLAY_SCORE, NMS_IOU
+from featherface.devices import pick_device
 from featherface.errors import CheckpointError, ConfigError
 from featherface.images import (
     ImageSource,
@@ -66,11 +67,11 @@ class Detector:
         self.max_side = max_side
         self.model: nn.Module
         if isinstance(weights, nn.Module):
-            self.model = weights if device == "auto" else weights.to(resolve_device(device))
+            self.model = weights if device == "auto" else weights.to(pick_device(str(device)))
         else:
-            self.model = _load(weights).to(resolve_device(device))
+            self.model = _load(weights).to(pick_device(str(device)))
         first = next(self.model.parameters(), None)
-        self.device = resolve_device(device) if first is None else first.device
+        self.device = pick_device(str(device)) if first is None else first.device
 
     @property
     def architecture(self) -> str:
@@ -129,28 +130,6 @@ class Detector:
             )
         pairs = zip(group, faces, strict=True)
         return {item.index: _to_original(item, *parts) for item, parts in pairs}
-
-
-def resolve_device(name: str | torch.device) -> torch.device:
-    """The device of that name; auto is CUDA where there is one, else the CPU.
-
-    MPS is used only when asked for by name: not every torchvision has V1's deformable convolution
-    there. Raises ConfigError for an unknown device or one that this machine does not have.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except (RuntimeError, TypeError):
-        raise ConfigError(f"unknown device {name!r}: use auto, cpu, cuda, cuda:1 or mps") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise ConfigError(f"device {name} is not there: torch sees {count} CUDA devices; use auto")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("device mps is not there: torch sees no Apple GPU; use auto or cpu")
-    if device.type not in ("cpu", "cuda", "mps"):
-        raise ConfigError(f"device {name!r} is not supported: use auto, cpu, cuda, cuda:1 or mps")
-    return device
 
 
 def _load(weights: str | os.PathLike | None) -> nn.Module:

@@ -6,14 +6,12 @@ from featherface.errors import ConfigError
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """"auto": CUDA, else the CPU. Any other name is torch's; ConfigError when it is not there."""
+    """ "auto": CUDA, else the CPU. Any other name is torch's; ConfigError when it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ConfigError(
-            f"device {name!r} is not available here; use auto or cpu"
-        ) from error
+        raise ConfigError(f"device {name!r} is not available here; use auto or cpu") from error
     return device

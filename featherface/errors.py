@@ -1,4 +1,5 @@
-"""The errors that this package raises on purpose. Each says what is wrong, where, and what to do."""
+"""The errors that this package raises on purpose. Each says what is wrong, where, and what to
+do."""
 
 
 class FeatherFaceError(Exception):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary path beside `path`; when the block ends well it is fsynced and renamed to it.
+    """Give a temporary path beside `path`; when the block ends well it is fsynced and renamed to
+    it.
 
     On an exception, Ctrl-C included, the temporary file is removed and `path` is left as it was.
     The folder is created when missing. The temporary name keeps the suffix of `path`, because

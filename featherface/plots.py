@@ -50,7 +50,7 @@ def plot_precision_recall(
         _finish(ax, "recall (share of faces found)", "precision (share of detections true)")
         ax.set(xlim=(0, 1.005), ylim=(0, 1.005), title=name)
         ax.legend(loc="lower left", frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(title, fontsize="medium")
     return figure
 
 
@@ -133,7 +133,7 @@ def plot_consistency(
     _finish(points, "mean landmark distance (face sizes; last bar: and more)", "pairs")
     _draw_sizes(sizes, table, names)
     sizes.set_title(f"faces by size, agreement {100 * summary['agreement']:.1f} %")
-    figure.suptitle(title)
+    figure.suptitle(title, fontsize="medium")
     return figure
 
 
@@ -206,5 +206,5 @@ def plot_training_log(log: "pd.DataFrame", *, title: str = "") -> Figure:
     speed.set(title="throughput", ylim=(0, None))
     for ax, label in ((total, "loss"), (parts, "loss (log scale)"), (speed, "images/s")):
         _finish(ax, "epoch", label)
-    figure.suptitle(title)
+    figure.suptitle(title, fontsize="medium")
     return figure

@@ -3,7 +3,6 @@
 The order is RetinaFace's (arXiv 1905.00641) evaluation: threshold, top-k, decode, NMS, keep.
 """
 
-import torch
 from torch import Tensor
 from torchvision.ops import nms
 
@@ -29,8 +28,7 @@ def postprocess(
     best, those overlapping a better one by IoU > `iou_threshold` go; at most `keep` stay.
     Results are float32 on the predictions' device.
     """
-    with torch.inference_mode(False):  # the cache is shared with training, which needs gradients
-        anchors = make_anchors(height, width, predictions.class_logits.device)
+    anchors = make_anchors(height, width, predictions.class_logits.device)
     scores = predictions.class_logits.float().softmax(dim=-1)[..., 1]  # (B, A, 2) → (B, A)
     faces = []
     for index, image_scores in enumerate(scores):

@@ -20,7 +20,8 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The checkout's commit, "+changes" when it is not clean, "" outside a checkout or without git."""
+    """The checkout's commit, "+changes" when it is not clean, "" outside a checkout or without
+    git."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return ""

@@ -15,6 +15,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
     from torch import Tensor
 
 LANDMARK_NAMES = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
@@ -41,7 +42,7 @@ class Target(NamedTuple):
     ignore: Tensor  # (..., F) bool
     weight: Tensor  # (..., F) float32: 1, a MixUp share, or 0 for padding
 
-    def to(self, device: object, non_blocking: bool = False) -> Target:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
         return Target(*(part.to(device, non_blocking=non_blocking) for part in self))
 
 

@@ -20,6 +20,7 @@ PROTOCOLS = {
     "mxnet": "short side 1600, long side at most 2150",
     "multiscale": "five sizes, mirrored too, merged by box voting",
 }
+SHOWN = "(default: %(default)s)"
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -30,27 +31,32 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--predictions", nargs="+", metavar="DIR", help="evaluate these submission folders instead"
     )
-    parser.add_argument("--data", default="data/widerface", help="data folder")
-    parser.add_argument("--split", default="val", choices=("val", "train", "test"), help="photos")
+    parser.add_argument("--data", default="data/widerface", help=f"data folder {SHOWN}")
+    parser.add_argument(
+        "--split", default="val", choices=("val", "train", "test"), help=f"which photos {SHOWN}"
+    )
     parser.add_argument(*cli.flag("training_dataset"), default="", help="annotation file to use")
     parser.add_argument(
         "--protocol",
         default="original",
         choices=tuple(PROTOCOLS),
-        help="size of the photos: " + "; ".join(f"{k}: {v}" for k, v in PROTOCOLS.items()),
+        help="; ".join(f"{name}: {text}" for name, text in PROTOCOLS.items()) + f" {SHOWN}",
     )
     parser.add_argument(
         *cli.flag("save_predictions"), metavar="DIR", help="write <event>/<image>.txt files there"
     )
-    parser.add_argument("--out", default="results/evaluation", help="folder for the result")
     parser.add_argument(
-        *cli.flag("score_threshold"), type=float, default=EVALUATION_SCORE, help="least score, 0..1"
+        "--out", default="results/evaluation", help=f"folder for the result {SHOWN}"
     )
+    for name, default, text in (
+        ("score_threshold", EVALUATION_SCORE, "faces must score more, 0..1"),
+        ("iou_threshold", NMS_IOU, "of two faces overlapping more than this the better stays"),
+    ):
+        parser.add_argument(*cli.flag(name), type=float, default=default, help=f"{text} {SHOWN}")
     parser.add_argument(
-        *cli.flag("iou_threshold"), type=float, default=NMS_IOU, help="of non-maximum suppression"
+        "--limit", type=int, default=0, metavar="N", help=f"only the first N photos; 0: all {SHOWN}"
     )
-    parser.add_argument("--limit", type=int, default=0, help="only the first N photos; 0: all")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument("--device", default="auto", help=f"auto, cpu, cuda, cuda:1, mps {SHOWN}")
     return parser
 
 
@@ -98,6 +104,7 @@ def describe(args: argparse.Namespace, data: "EvaluationSet") -> dict[str, Any]:
     return {
         "data": str(args.data),
         "split": args.split,
+        "description": data.description,
         "images": data.count,
         "images_of_the_whole": data.total,
         "subset": data.count < data.total,
@@ -110,42 +117,56 @@ def describe(args: argparse.Namespace, data: "EvaluationSet") -> dict[str, Any]:
     }
 
 
+def write(args: argparse.Namespace, results: "dict[str, Evaluation]", record: dict) -> None:
+    """Files into --out, the table onto the screen."""
+    from featherface.evaluation.report import to_text, write_results
+    from featherface.plots import plot_precision_recall, save_figure
+
+    out = Path(args.out)
+    write_results(out, results, record)
+    curves = {name: result.curves for name, result in results.items()}
+    lines = curves if len(curves) > 1 else next(iter(curves.values()))
+    title = f"{record['description']}\nprotocol {record['protocol']}"
+    save_figure(plot_precision_recall(lines, title=title), out / "precision_recall.png")
+    print(to_text(results, title=title.replace("\n", ", ")))
+    print(f"written: {out / 'evaluation.json'}, evaluation.csv, precision_recall.png")
+
+
+def make_folder(path: str) -> None:
+    """Fails before hours of detection, not after."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot make the folder {path}: {error.strerror}") from error
+
+
 def main() -> None:
     parser = make_parser()
     args = parser.parse_args()
     if args.weights and args.predictions:
         parser.error("give either --weights or --predictions")
 
-    from featherface.evaluation.report import to_text, write_results
+    from featherface.evaluation import EvaluationWarning
     from featherface.evaluation.sets import find_evaluation_set
-    from featherface.plots import plot_precision_recall, save_figure
 
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     data = find_evaluation_set(
-        args.data,
-        args.split,
-        annotation=args.training_dataset,
-        need_photos=not args.predictions,
+        args.data, args.split, annotation=args.training_dataset, need_photos=not args.predictions
     )
     data = data.first(args.limit) if args.limit > 0 else data
-    if args.predictions:
-        results = {name: data.evaluate(path) for name, path in labels(args.predictions).items()}
-    else:
-        results = run_detectors(args, data)
-    if not results:
-        return
-    record = describe(args, data)
-    title = f"{data.description}, protocol {record['protocol']}"
-    curves = {name: result.curves for name, result in results.items()}
-    write_results(args.out, results, record)
-    save_figure(
-        plot_precision_recall(
-            curves if len(curves) > 1 else next(iter(curves.values())), title=title
-        ),
-        Path(args.out) / "precision_recall.png",
-    )
-    print(to_text(results, title=title))
-    print(f"written: {Path(args.out) / 'evaluation.json'}, evaluation.csv, precision_recall.png")
+    for folder in filter(None, (args.save_predictions, args.out)):
+        make_folder(folder)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", EvaluationWarning)
+        if args.predictions:
+            named = labels(args.predictions)
+            results = {name: data.evaluate(path) for name, path in named.items()}
+        else:
+            results = run_detectors(args, data)
+    notes = [str(warning.message) for warning in caught]
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
+    if results:
+        write(args, results, {**describe(args, data), "warnings": notes})
 
 
 if __name__ == "__main__":

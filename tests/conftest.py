@@ -12,7 +12,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def shared(*parts: str) -> Path:
-    """A file beside the checkout that is not part of it; the test is skipped where it is missing."""
+    """A file beside the checkout, not part of it; the test is skipped where it is missing."""
     path = SHARED.joinpath(*parts)
     if not path.exists():
         pytest.skip(f"needs {'/'.join(('shared', *parts))}, which is not here")

@@ -15,7 +15,7 @@ from torch import nn
 import featherface as ff
 from featherface import detector as module
 from featherface.config import MEAN_BGR
-from featherface.detector import Detector, resolve_device
+from featherface.detector import Detector
 from featherface.errors import CheckpointError, ConfigError, DataError
 
 
@@ -184,7 +184,6 @@ def test_thresholds_are_obeyed():
         {"max_side": 0},
         {"device": "gpu"},
         {"device": "cuda:99"},
-        {"device": "meta"},
         {"device": ""},
     ],
 )
@@ -194,12 +193,12 @@ def test_settings_that_cannot_work(options):
     assert "\n" not in str(caught.value)
 
 
-def test_auto_device_is_cuda_where_there_is_one(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert resolve_device("auto") == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert resolve_device("auto") == torch.device("cuda")
-    assert Detector(Spotter()).device == torch.device("cpu")  # a given network stays where it is
+def test_a_network_moves_only_when_asked(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # auto would mean CUDA
+    detector = Detector(Spotter())
+    assert detector.device == torch.device("cpu")
+    assert len(detector.detect(photo(32, 32, (1, 1)))) == 1
+    assert Detector(Spotter(), device=torch.device("cpu")).device == torch.device("cpu")
 
 
 def test_weights_by_path_and_the_shipped_ones(tmp_path, monkeypatch):

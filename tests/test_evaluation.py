@@ -63,6 +63,8 @@ def random_case(seed, images=6):
     truths = {"0--Parade": {}, "1--Handshaking": {}}
     kept = {name: {} for name in SETTINGS}
     found = {}
+    # probabilities; logits; and crowded ones, where the ends of the rescaling show
+    slope, shift = [(1, 0), (4, -1), (0.004, 3), (0.004, -2)][int(rng.integers(4))]
     for index in range(images):
         stem = f"{index % 2}_image_{index}"
         count = int(rng.integers(1, 9))
@@ -74,7 +76,8 @@ def random_case(seed, images=6):
         near = np.repeat(faces, 3, axis=0) + rng.normal(0, 3, (3 * count, 4))
         far = np.c_[rng.uniform(0, 60, (5, 2)), rng.uniform(4, 40, (5, 2))]
         boxes = np.concatenate([near, far])[: int(rng.integers(0, 3 * count + 6))]
-        found[stem] = np.c_[boxes, rng.integers(1, 40, len(boxes)) / 40].round(3)
+        scores = slope * rng.integers(1, 40, len(boxes)) / 40 + shift
+        found[stem] = np.c_[boxes, scores].round(5)
     return truths, kept, found
 
 
@@ -162,6 +165,12 @@ def test_equals_the_plain_reference_to_the_last_bit(tmp_path, seed):
         assert np.array_equal(result[setting]["ap"], expected, equal_nan=True)
 
 
+def test_half_an_overlap_is_a_match_with_a_pixel_added_to_every_side():
+    truths = {"a": np.array([[0, 0, 9, 9]])}
+    assert evaluate_boxes({"a": [[0, 0, 9, 4, 1]]}, truths)["all"]["ap"] == 1  # 50 / 100
+    assert evaluate_boxes({"a": [[0, 0, 9, 3.999, 1]]}, truths)["all"]["ap"] == 0
+
+
 @quick
 @given(seed=seeds)
 def test_oracle(tmp_path, seed):
@@ -204,7 +213,7 @@ def test_a_false_positive_under_all_others_changes_nothing_above_it(tmp_path, se
     folder = write_ground_truth(tmp_path, truths, kept)
     before = precision_recall(found, folder).curves
     stem = next(iter(found))
-    more = {**found, stem: np.vstack([found[stem], [900, 900, 10, 10, 0.001]])}
+    more = {**found, stem: np.vstack([found[stem], [900, 900, 10, 10, -9]])}
     after = precision_recall(more, folder).curves
     for setting in SETTINGS:
         old, new = before[setting], after[setting]

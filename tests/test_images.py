@@ -89,6 +89,7 @@ def test_sixteen_bits_are_scaled(tmp_path):
     grey = np.array([[0, 200, 32896, 65535]], np.uint16)
     assert cv2.imwrite(str(tmp_path / "grey.png"), grey)
     assert read_image(tmp_path / "grey.png")[0, :, 1].tolist() == [0, 1, 128, 255]
+    grey[0, 1] = 257  # Pillow takes the upper byte of colour
     color = np.dstack((grey, grey * 0, grey * 0))  # BGR: blue only
     assert cv2.imwrite(str(tmp_path / "color.png"), color)
     image = read_image(tmp_path / "color.png")
@@ -199,3 +200,22 @@ def test_network_input_is_bgr_minus_mean_padded_with_the_mean():
     np.testing.assert_array_equal(batch[0, :, 1, 2], expected)
     assert not batch[0, :, 2:].any() and not batch[0, :, :, 3:].any()
     assert not batch[1, :, 1:].any()
+
+
+def test_network_input_is_what_training_feeds():
+    import torch
+
+    from featherface.preprocess import normalise
+
+    image = np.random.default_rng(0).integers(0, 255, (32, 64, 3), np.uint8)
+    expected = normalise(torch.from_numpy(image).permute(2, 0, 1)[None])
+    np.testing.assert_array_equal(network_input([image], 32, 64), expected.numpy())
+
+
+def test_a_truncated_jpeg_never_reaches_cv2(tmp_path, monkeypatch):
+    """OpenCV 4 fills what is missing with grey and says nothing."""
+    photo = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    monkeypatch.setattr(cv2, "imdecode", lambda data, flags: np.full_like(photo, 128))
+    damage(tmp_path / "half.jpg", "jpeg", photo)
+    with pytest.raises(DataError, match=r"half\.jpg is truncated"):
+        read_image(tmp_path / "half.jpg")

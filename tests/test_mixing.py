@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from featherface.anchors import make_anchors, match
 from featherface.data import mixing
-from featherface.data.mixing import blend, cutmix, draw_mixed, mix, mixup, paste
+from featherface.data.mixing import blend, cutmix, mix, mixup, paste
 from featherface.errors import ConfigError
-from featherface.structures import Batch, Target
+from featherface.structures import Target
 
 SIZE = 64
 FACE = (10.0, 10.0, 30.0, 30.0)
@@ -288,33 +288,3 @@ def test_a_batch_of_one_and_of_no_faces():
     none = Target(*(part[:, :0] for part in targets))
     for function in (mixup, cutmix):
         assert function(images, none, alpha=1.0)[1].boxes.shape == (1, 0, 4)
-
-
-def test_the_sheet_shows_kept_faces_and_ignored_ones():
-    images, targets = torch.zeros(8, 3, SIZE, SIZE), make_targets(*[[FACE, FAR]] * 8)
-    targets.ignore[0, 1] = True
-    targets.weight[1] = 0
-    sheet = draw_mixed(images, targets)
-    assert sheet.dtype == np.uint8 and sheet.shape == (2 * (SIZE + 4) + 4, 4 * (SIZE + 4) + 4, 3)
-    first, second = (sheet[4 : 4 + SIZE, x : x + SIZE].reshape(-1, 3) for x in (4, 8 + SIZE))
-    for color in ((240, 228, 66), (204, 121, 167)):
-        assert (first == color).all(axis=1).any()
-    assert not second.any()
-
-
-def test_the_command_draws_eight_samples(tmp_path, monkeypatch, capsys):
-    from PIL import Image
-
-    import featherface.data.loader as loader
-    import featherface.data.widerface as widerface
-
-    def batches(photos, config):
-        size = config.image_size
-        images = torch.full((4, 3, size, size), 90, dtype=torch.uint8)
-        return [Batch(images, make_targets([FACE], [FAR], [FACE], []))] * 2, None
-
-    monkeypatch.setattr(widerface, "read_split", lambda root, split: [])
-    monkeypatch.setattr(loader, "make_loader", batches)
-    mixing.main(["--data", "d", "--out", str(tmp_path / "sub" / "m.png"), "--image_size", "64"])
-    assert Image.open(tmp_path / "sub" / "m.png").size == (4 * 68 + 4, 2 * 72)
-    assert "m.png" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The loop: what it writes, that it learns, that it resumes to the same result, that it stops well."""
+"""The loop: what it writes, that it learns, resumes to the same result, and stops well."""
 
 import json
 import os
@@ -13,23 +13,30 @@ import torch
 
 from featherface.checkpoint import FORMAT, load_model, read_file, write_file
 from featherface.config import TrainConfig
-from featherface.errors import CheckpointError, ConfigError, TrainingError
+from featherface.errors import CheckpointError, ConfigError, DataError, TrainingError
 from featherface.models.v1 import FeatherFaceV1
 from featherface.training import engine
 from featherface.training.ema import make_ema
 from featherface.training.run import Run, resumed_config
 from featherface.training.schedule import dropblock_probability, make_scheduler, warmup_steps
+from featherface.training.validation import Validator
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """Eight photos with one or two bright squares as faces, in the official layout."""
+    """Photos with one or two bright squares as faces, eight and four, in the official layout."""
     root = tmp_path_factory.mktemp("data")
-    folder = root / "WIDER_train/images/0--Squares"
-    folder.mkdir(parents=True)
     (root / "wider_face_split").mkdir()
+    draw_split(root, "train", 8)
+    draw_split(root, "val", 4)
+    return root
+
+
+def draw_split(root: Path, split: str, count: int) -> None:
+    folder = root / f"WIDER_{split}/images/0--Squares"
+    folder.mkdir(parents=True)
     random, lines = np.random.default_rng(0), []
-    for number in range(8):
+    for number in range(count):
         image = random.integers(0, 90, (120, 160, 3), np.uint8)
         boxes = [(20 + 4 * number, 30, 40, 48)] + [(100, 20, 24, 30)] * (number % 2)
         for x, y, w, h in boxes:
@@ -38,8 +45,8 @@ def data(tmp_path_factory) -> Path:
         cv2.imwrite(str(folder / f"{number}.jpg"), image)
         lines += [f"0--Squares/{number}.jpg", str(len(boxes))]
         lines += [f"{x} {y} {w} {h} 0 0 0 0 0 0" for x, y, w, h in boxes]
-    (root / "wider_face_split/wider_face_train_bbx_gt.txt").write_text("\n".join(lines) + "\n")
-    return root
+    annotation = root / f"wider_face_split/wider_face_{split}_bbx_gt.txt"
+    annotation.write_text("\n".join(lines) + "\n")
 
 
 @pytest.fixture(scope="module")
@@ -255,3 +262,31 @@ def test_ema_follows_slowly_and_averages_buffers():
     torch.testing.assert_close(ema.module[0].weight.detach(), old + 0.1)
     torch.testing.assert_close(ema.module[1].running_mean, torch.full((2,), 0.1))
     assert int(ema.module[1].num_batches_tracked) == 5
+
+
+def test_validation_picks_the_best_weights_by_ap(config, data, monkeypatch):
+    config = config.replace(validate_every=1, validate_photos=3, epochs=3, split="train")
+    given = iter([0.2, 0.7, 0.5])
+    seen = []
+
+    def validate(validator, model) -> dict[str, float]:
+        seen.append(len(validator.photos.photos))
+        return {"val_ap": next(given)}
+
+    monkeypatch.setattr(engine.Validator, "__call__", validate)
+    engine.train(config, progress=False)
+    log = pd.read_csv(Path(config.save_folder) / "training_log.csv")
+    assert log["val_ap"].tolist() == [0.2, 0.7, 0.5] and seen == [3, 3, 3]
+    best = read_file(engine.checkpoint_path(config, "best"))
+    assert best["epoch"] == 2 and best["validation"] == {"val_ap": 0.7}
+    assert load_model(engine.checkpoint_path(config, "best")).name == "v2"
+
+
+def test_validation_measures_the_weights_in_use(config):
+    run = Run(config, steps_per_epoch=4)
+    scores = Validator(config)(run.averaged_model)
+    assert set(scores) <= {f"val_ap{name}" for name in ("", "_all", "_small", "_medium", "_large")}
+    assert scores["val_ap"] == scores["val_ap_all"] and 0 <= scores["val_ap"] < 0.5
+    assert run.model.training, "measuring must leave the network as it was"
+    with pytest.raises(DataError):
+        Validator(config.replace(data=config.save_folder))

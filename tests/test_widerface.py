@@ -178,6 +178,8 @@ def test_the_real_subset():
     root = shared("widerface")
     photos = read_split(root, "train")
     assert len(photos) == 661
-    assert sum(len(photo.boxes) for photo in photos) == 2_649  # of 2,655 rows 5 are invalid, 1 is −26 wide
+    assert (
+        sum(len(photo.boxes) for photo in photos) == 2_649
+    )  # of 2,655 rows 5 are invalid, 1 is −26 wide
     assert all(photo.path.is_file() for photo in photos)
     assert len(read_split(root, "val")) == 160

@@ -87,7 +87,7 @@ def blend(images: Tensor, targets: Target, share: Tensor) -> tuple[Tensor, Targe
     """share·image + (1 − share)·partner for share (B,); faces of both, weighted likewise."""
     partner = _partners(targets)
     ratio = share.to(images.dtype)[:, None, None, None]
-    mixed = images * ratio + images.roll(-1, 0) * (1 - ratio)
+    mixed = torch.lerp(images.roll(-1, 0), images, ratio)  # a share of 1 gives the very image
     own = targets._replace(weight=targets.weight * share[:, None])
     other = partner._replace(weight=partner.weight * (1 - share[:, None]))
     return mixed, _union(own, other)

@@ -49,8 +49,8 @@ def training_transform(config: TrainConfig) -> v2.Compose:
         [
             RandomSquareCrop(scale=(config.crop_scale_min, config.crop_scale_max), size=size),
             RandomColour(probability=config.photometric_prob),
-            fill_outside,  # after the colours, so that the outside is exactly the mean
-            v2.Resize((size, size), antialias=True),
+            ResizeVisible(size=size),
+            fill_outside,  # last of these, so that the outside is exactly the mean, and cheap
             RandomFaceFlip(probability=config.flip_prob),
             ToTarget(min_face=config.min_face),
         ]
@@ -199,6 +199,36 @@ def colour_matrix(
     mean = float(luma @ np.array(cv2.mean(pixels)[:3]))
     offset = (1 - contrast) * brightness * mean
     return np.concatenate((brightness * contrast * colour, np.full((3, 1), offset)), axis=1)
+
+
+class ResizeVisible:
+    """Resize the visible part of a crop, and its padding, so that the square gets side `size`.
+
+    The part is fitted to whole pixels; the coordinates follow its own two scales exactly.
+    """
+
+    def __init__(self, *, size: int) -> None:
+        self.size = size
+
+    def __call__(self, sample: Sample) -> Sample:
+        left, top, right, bottom = sample["padding"]
+        height, width = sample["image"].shape[-2:]
+        x1, x2 = self._fit(left, width, right)
+        y1, y2 = self._fit(top, height, bottom)
+        size = [y2 - y1, x2 - x1]
+        return {
+            **sample,
+            "image": F.resize(sample["image"], size, antialias=True),
+            "boxes": F.resize(sample["boxes"], size),
+            "landmarks": F.resize(sample["landmarks"], size),
+            "padding": [x1, y1, self.size - x2, self.size - y2],
+        }
+
+    def _fit(self, before: int, length: int, after: int) -> tuple[int, int]:
+        """Start and end of the visible part along one side, at least one pixel."""
+        scale = self.size / (before + length + after)
+        start = min(round(before * scale), self.size - 1)
+        return start, max(round((before + length) * scale), start + 1)
 
 
 def fill_outside(sample: Sample) -> Sample:

@@ -93,7 +93,8 @@ def vote(
     boxes = np.concatenate([faces.boxes for faces in found])[order]
     landmarks = np.concatenate([faces.landmarks for faces in found])[order]
     left = np.arange(len(scores))
-    best, mean_boxes, mean_landmarks = [], [], []
+    best: list[int] = []
+    mean_boxes, mean_landmarks = [], []
     while len(left) and len(best) < keep:
         overlaps = pairwise_iou(boxes[left[:1]], boxes[left])[0]
         together = overlaps >= iou_threshold

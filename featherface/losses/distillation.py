@@ -1,7 +1,7 @@
 """What the student learns from the teacher's answers and features.
 
-Class answers by KL at a temperature (Hinton et al., arXiv 1503.02531), boxes and landmarks where the
-teacher is confident, features by Pearson correlation through trained projections (PKD, arXiv
+Class answers by KL at a temperature (Hinton et al., arXiv 1503.02531), boxes and landmarks where
+the teacher is confident, features by Pearson correlation through trained projections (PKD, arXiv
 2207.02039). A mean KL over all anchors is drowned by easy background (TDKD, ACM MM 2020), so the
 weighted form looks where the teacher sees a face or the two disagree; the naive form stays for
 comparison.

@@ -49,8 +49,8 @@ def multibox_loss(
 ) -> dict[str, Tensor]:
     """Named scalar terms `class`, `box`, `landmark` (unweighted) and their weighted sum `task`.
 
-    Two-class cross-entropy over positives and `negative_ratio` hard negatives for each, smooth L1 on
-    box deltas, smooth L1 on the landmark deltas that are annotated. Every face's terms carry its
+    Two-class cross-entropy over positives and `negative_ratio` hard negatives for each, smooth L1
+    on box deltas, smooth L1 on the landmark deltas that are annotated. Every face's terms carry its
     weight; the sums are divided by the sum of the positives' weights (landmarks: of those that have
     any), at least 1, so that a batch without a face is finite. Computed in float32.
     """

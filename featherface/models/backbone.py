@@ -1,4 +1,5 @@
-"""MobileNetV1 ×0.25 (arXiv 1704.04861), the backbone of V1 and V2, with LeakyReLU as in RetinaFace."""
+"""MobileNetV1 ×0.25 (arXiv 1704.04861), the backbone of V1 and V2, with LeakyReLU as in
+RetinaFace."""
 
 from torch import Tensor, nn
 

@@ -1,4 +1,5 @@
-"""Context modules (SSH, arXiv 1708.03979) and what follows them: V1's deformable form, V2's grouped.
+"""Context modules (SSH, arXiv 1708.03979) and what follows them: V1's deformable form, V2's
+grouped.
 
 Three branches see 3×3, 5×5 and 7×7 neighbourhoods; their concatenation keeps the channel count.
 Modulated deformable convolution: arXiv 1811.11168.
@@ -22,8 +23,8 @@ class DeformableConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(outputs, inputs, 3, 3))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
         for part in (self.offset, self.mask):
-            nn.init.zeros_(part.weight)
-            nn.init.zeros_(part.bias)
+            for parameter in part.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         mask = 2.0 * torch.sigmoid(self.mask(x))

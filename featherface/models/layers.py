@@ -69,18 +69,17 @@ class CBAM(nn.Module):
 
 
 class SharedAttention(nn.Module):
-    """V2's attention on all levels: a channel gate each (reduction 32), one spatial gate for all."""
+    """V2's attention on all levels: a channel gate each (reduction 32), one spatial gate for
+    all."""
 
     def __init__(self, level_channels: tuple[int, ...]) -> None:
         super().__init__()
         self.channel = nn.ModuleList(
-            ChannelGate(channels, max(4, channels // 32), bias=False)
-            for channels in level_channels
+            ChannelGate(channels, max(4, channels // 32), bias=False) for channels in level_channels
         )
         self.spatial = SpatialGate(max_first=False)
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
         return [
-            F.relu(self.spatial(gate(x)) + x)
-            for gate, x in zip(self.channel, levels, strict=True)
+            F.relu(self.spatial(gate(x)) + x) for gate, x in zip(self.channel, levels, strict=True)
         ]

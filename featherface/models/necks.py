@@ -1,7 +1,7 @@
 """The feature pyramids: BiFPN (EfficientDet, arXiv 1911.09070) on three levels, V1's and V2's.
 
-Both go top-down, then bottom-up, and fuse by fast normalised weights. They differ in their nodes, in
-how they halve a map, and in what P5 receives.
+Both go top-down, then bottom-up, and fuse by fast normalised weights. They differ in their nodes,
+in how they halve a map, and in what P5 receives.
 """
 
 import torch
@@ -104,8 +104,8 @@ class BiFPN(nn.Module):
 
 
 class LightBiFPN(nn.Module):
-    """One round of V2's BiFPN: as BiFPN, with light nodes, one projection a level, and P5 fused from
-    P5, the pooled P4 output and the pooled top-down P4."""
+    """One round of V2's BiFPN: as BiFPN, with light nodes, one projection a level, and P5 fused
+    from P5, the pooled P4 output and the pooled top-down P4."""
 
     def __init__(self, channels: int, lateral_channels: tuple[int, ...] | None = None) -> None:
         super().__init__()

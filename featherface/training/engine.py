@@ -21,12 +21,13 @@ from featherface.training.log import TrainingLog
 from featherface.training.run import Run
 from featherface.training.schedule import dropblock_probability
 from featherface.training.stopping import GracefulStop
+from featherface.training.validation import Validator
 
 CHECK_EVERY = 10  # steps between looks at the loss: a look makes a GPU wait
 
 
 def checkpoint_path(config: TrainConfig, what: int | str) -> Path:
-    """…/FeatherFaceV2_epoch_10.pth, …_last.pth (to resume from), …_final.pth (to use)."""
+    """…/FeatherFaceV2_epoch_10.pth, …_last.pth (to resume from), …_best.pth, …_final.pth."""
     part = f"epoch_{what}" if isinstance(what, int) else what
     return Path(config.save_folder) / f"FeatherFace{config.model.upper()}_{part}.pth"
 
@@ -34,14 +35,15 @@ def checkpoint_path(config: TrainConfig, what: int | str) -> Path:
 def train(config: TrainConfig, *, resume: Path | None = None, progress: bool = True) -> Path:
     """Train as the config says and return the path of the final weights.
 
-    Writes checkpoints and training_log.csv to `config.save_folder`. On Ctrl-C or SIGTERM the state is
-    saved to …_last.pth and KeyboardInterrupt is raised; `resume` continues to the same result.
+    Writes checkpoints and training_log.csv to `config.save_folder`. On Ctrl-C or SIGTERM the state
+    is saved to …_last.pth and KeyboardInterrupt is raised; `resume` continues to the same result.
     """
     torch.manual_seed(config.seed)
     photos = read_split(config.data, config.split, config.training_dataset, limit=config.limit)
     loader, sampler = make_loader(photos, config)
     sampler.set_epoch(0)
-    run = Run(config, steps_per_epoch=len(loader))
+    validator = Validator(config) if config.validate_every else None
+    run = Run(config, steps_per_epoch=len(loader), start=resume is None)
     log = TrainingLog(Path(config.save_folder) / "training_log.csv")
     if resume:
         run.resume(resume)
@@ -60,12 +62,16 @@ def train(config: TrainConfig, *, resume: Path | None = None, progress: bool = T
         while run.epoch < config.epochs:
             sampler.set_epoch(run.epoch, start=run.batch * config.batch_size)
             train_one_epoch(run, loader, stop, bar)
-            log.add(_finish_epoch(run))
+            row = _finish_epoch(run)
+            if validator and (run.epoch % config.validate_every == 0 or run.epoch == config.epochs):
+                row |= _validate(run, validator)
+            log.add(row)
             run.save(checkpoint_path(config, "last"))
             if run.epoch % config.save_every == 0:
                 run.save(checkpoint_path(config, run.epoch))
     final = checkpoint_path(config, "final")
-    run.save_final(final, {"source": config.data, "photos": len(photos), "faces": faces})
+    data = {"source": config.data, "photos": len(photos), "faces": faces}
+    run.save_weights(final, {"data": data})
     return final
 
 
@@ -125,6 +131,19 @@ def _show(run: Run, bar: tqdm) -> None:
         )
     speed = run.batch * run.config.batch_size / run.seconds
     bar.set_postfix_str(f"epoch {run.epoch + 1}, loss {mean:.3f}, {speed:.1f} images/s")
+
+
+def _validate(run: Run, validator: Validator) -> dict[str, float]:
+    """The epoch's AP; the weights that reach the highest so far are kept as …_best.pth."""
+    scores = validator(run.averaged_model)
+    tqdm.write(
+        f"epoch {run.epoch}: "
+        + ", ".join(f"{name.removeprefix('val_')} {value:.3f}" for name, value in scores.items())
+    )
+    if scores["val_ap"] > run.best_ap:
+        run.best_ap = scores["val_ap"]
+        run.save_weights(checkpoint_path(run.config, "best"), {"validation": scores})
+    return scores
 
 
 def _finish_epoch(run: Run) -> dict[str, Any]:

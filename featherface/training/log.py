@@ -1,4 +1,5 @@
-"""training_log.csv: a row an epoch, rewritten atomically, so that a reader never sees half a row."""
+"""training_log.csv: a row an epoch, rewritten atomically, so that a reader never sees half a
+row."""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from featherface.files import atomic_path
 
 
 class TrainingLog:
-    """Rows of one run; `resume_from(epoch)` drops the rows that the resumed run will write again."""
+    """Rows of one run; `resume_from(epoch)` drops the rows that the resumed run will write
+    again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -31,8 +31,8 @@ TEACHER_HINT = (
 )
 # settings that say where and how fast a run goes, not what it computes: free to change on --resume
 FREE_ON_RESUME = frozenset(
-    ("data", "training_dataset", "teacher_model", "backbone_weights", "weights")
-    + ("num_workers", "save_folder", "save_every", "device")
+    "data training_dataset teacher_model backbone_weights weights "
+    "num_workers save_folder save_every device".split()
 )
 
 
@@ -45,7 +45,9 @@ def make_model(config: TrainConfig, teacher: nn.Module | None) -> nn.Module:
     if config.weights:
         start = load_model(config.weights)
         if start.name != config.model:
-            raise ConfigError(f"{config.weights}: holds {start.name}, but {config.model} is trained")
+            raise ConfigError(
+                f"{config.weights}: holds {start.name}, but {config.model} is trained"
+            )
         model.load_state_dict(start.state_dict())
     elif config.init == "imagenet":
         load_backbone(model, config.backbone_weights)
@@ -79,10 +81,11 @@ def make_optimizer(step: Step, config: TrainConfig) -> torch.optim.Optimizer:
 class Run:
     """Model, averages, optimizer, schedule and position; everything a resumed run needs."""
 
-    def __init__(self, config: TrainConfig, steps_per_epoch: int) -> None:
+    def __init__(self, config: TrainConfig, steps_per_epoch: int, *, start: bool = True) -> None:
+        """start: load what the config starts from; a run to be resumed does not need it."""
         self.config = config
         self.device = pick_device(config.device)
-        self.step = make_step(config)
+        self.step = make_step(config if start else config.replace(init="scratch", weights=""))
         self.step.trained.to(self.device)
         if isinstance(self.step, DistillationStep):
             self.step.teacher.to(self.device)
@@ -94,13 +97,14 @@ class Run:
         self.batch = 0  # batches done of the epoch under way
         self.sums: dict[str, Tensor] = {}  # of the loss terms over those batches
         self.seconds = 0.0  # spent on them
+        self.best_ap = 0.0  # highest validation AP so far
 
     @property
     def model(self) -> nn.Module:
         return self.step.trained["model"]
 
     @property
-    def best_model(self) -> nn.Module:
+    def averaged_model(self) -> nn.Module:
         """The averaged weights if there are any."""
         return self.ema.module if self.ema else self.model
 
@@ -131,6 +135,7 @@ class Run:
             "scheduler": self.scheduler.state_dict(),
             "batch": self.batch,
             "sums": self.sums,
+            "best_ap": self.best_ap,
             "seconds": self.seconds,
             "rng": rng,
         }
@@ -141,10 +146,10 @@ class Run:
             }
         write_file(path, content)
 
-    def save_final(self, path: Path, data: dict[str, Any]) -> None:
-        """Only the weights to use, with what made them."""
-        state = {k: v.cpu() for k, v in self.best_model.state_dict().items()}
-        write_file(path, self._described() | {"model": state, "data": data})
+    def save_weights(self, path: Path, notes: dict[str, Any]) -> None:
+        """Only the weights to use, with what made them and the given notes."""
+        state = {k: v.cpu() for k, v in self.averaged_model.state_dict().items()}
+        write_file(path, self._described() | {"model": state} | notes)
 
     def resume(self, path: Path) -> None:
         """Continue from `save`'s file, with the same settings as it was made with."""
@@ -163,7 +168,7 @@ class Run:
         self.scheduler.load_state_dict(content["scheduler"])
         self.epoch, self.batch = content["epoch"], content["batch"]
         self.sums = {name: value.to(self.device) for name, value in content["sums"].items()}
-        self.seconds = content["seconds"]
+        self.seconds, self.best_ap = content["seconds"], content["best_ap"]
         torch.set_rng_state(content["rng"]["cpu"])
         if self.device.type == "cuda" and "cuda" in content["rng"]:
             torch.cuda.set_rng_state(content["rng"]["cuda"], self.device)

@@ -12,9 +12,7 @@ def warmup_steps(config: TrainConfig, steps_per_epoch: int) -> int:
     return min(round(config.warmup_epochs * steps_per_epoch), total // 10)
 
 
-def make_scheduler(
-    optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int
-) -> LRScheduler:
+def make_scheduler(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int) -> LRScheduler:
     """Linear warm-up, then a cosine down to `min_lr`; stepped after every optimizer step."""
     total, warm = config.epochs * steps_per_epoch, warmup_steps(config, steps_per_epoch)
     cosine = CosineAnnealingLR(optimizer, max(1, total - warm), eta_min=config.min_lr)

@@ -1,0 +1,37 @@
+"""AP during training: what chooses the best weights. Never the training loss."""
+
+import math
+
+from torch import nn
+
+from featherface.config import EVALUATION_SCORE, TrainConfig
+from featherface.detector import Detector
+from featherface.evaluation.run import detect_photos
+from featherface.evaluation.sets import find_evaluation_set
+
+
+class Validator:
+    """Measures a network on the val split of the training data, or on a seeded part of it.
+
+    Raises DataError at the start, not after hours, when there is nothing to measure on.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        found = find_evaluation_set(config.data, "val")
+        self.photos = found.sample(config.validate_photos or found.count, seed=config.seed)
+        self.protocol = config.validate_protocol
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Exact AP in 0..1 of every setting as `val_ap_…`, and their mean as `val_ap`.
+
+        Settings are easy, medium, hard where WIDER FACE's ground truth is there, else all, small,
+        medium, large; a size without faces is left out, and `val_ap` is then that of all.
+        """
+        detector = Detector(model, score_threshold=EVALUATION_SCORE)
+        found = detect_photos(detector, self.photos.photos, protocol=self.protocol, progress=False)
+        result = self.photos.evaluate(found).as_dict()
+        result.pop("images")
+        scores = {f"val_ap_{name}": float(part["ap_exact"]) for name, part in result.items()}
+        scores = {name: value for name, value in scores.items() if not math.isnan(value)}
+        mean = sum(scores.values()) / max(1, len(scores))
+        return {"val_ap": scores.get("val_ap_all", mean), **scores}
