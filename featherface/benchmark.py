@@ -10,11 +10,16 @@ import numpy as np
 import pandas as pd
 import torch
 
+from featherface.anchors import make_anchors
 from featherface.config import TrainConfig
 from featherface.data.annotations import Photo
 from featherface.data.loader import make_loader
 from featherface.data.widerface import read_split
 from featherface.errors import DataError
+from featherface.losses.multibox import multibox_loss
+from featherface.models.v2 import FeatherFaceV2
+from featherface.preprocess import normalise
+from featherface.structures import Predictions
 
 
 def loader_speed(
@@ -48,6 +53,36 @@ def loader_speed(
         images = sum(len(batch.images) for batch in loader)
         fast = images / (time.perf_counter() - started)
         rows.append({"round": number, "plain": plain, "loader": fast, "ratio": fast / plain})
+    return pd.DataFrame(rows[1:])
+
+
+def loss_speed(
+    data: str | Path, *, image_size: int = 640, batch_size: int = 32, rounds: int = 5
+) -> pd.DataFrame:
+    """Seconds for matching and MultiBox loss, with gradient, against V2's forward, same batch.
+
+    Real augmented photos of `data`, the same batch in every round; threads as torch has them. One
+    row a round: round, forward, loss (seconds), ratio, faces (the most in one image). One round
+    more runs first, not reported. Raises DataError if `data` has no training photos.
+    """
+    config = TrainConfig(image_size=image_size, batch_size=batch_size, num_workers=0)
+    batch = next(iter(make_loader(read_split(data), config)[0]))
+    model, pixels = FeatherFaceV2().eval(), normalise(batch.images)
+    anchors = make_anchors(image_size, image_size)
+    rows = []
+    for number in range(rounds + 1):
+        started = time.perf_counter()
+        with torch.no_grad():
+            predictions = Predictions(*model(pixels))
+        between = time.perf_counter()
+        leaves = Predictions(*(part.requires_grad_() for part in predictions))
+        multibox_loss(leaves, batch.targets, anchors)["task"].backward()
+        forward, loss = between - started, time.perf_counter() - between
+        faces = batch.targets.boxes.shape[1]
+        rows.append(
+            {"round": number, "forward": forward, "loss": loss, "ratio": loss / forward}
+            | {"faces": faces}
+        )
     return pd.DataFrame(rows[1:])
 
 

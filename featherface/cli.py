@@ -29,6 +29,13 @@ class HelpFormatter(argparse.HelpFormatter):
         value = self._format_args(action, self._get_default_metavar_for_optional(action))
         return f"{action.option_strings[0]} {value}"
 
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        """The help text with the default, unless there is none worth saying or it is there."""
+        silent = (None, "", argparse.SUPPRESS)
+        if action.nargs == 0 or action.default in silent or "(default:" in (action.help or ""):
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
 
 def parser(description: str, **options: object) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(
@@ -63,6 +70,10 @@ def run(main: Callable[[], None]) -> None:
         main()
     except FeatherFaceError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # no permission, no space, and the like
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -47,13 +47,13 @@ def main() -> None:
 
     print("2/4  V1, the teacher (592,371 parameters), from scratch")
     v1 = PRESETS["v1"].replace(**common, init="scratch", epochs=14, save_folder=str(out / "v1"))
-    teacher = train(v1)
+    teacher = train(v1, overwrite=True)
 
     print("3/4  V2, the student (256,156 parameters), distilled from it")
     v2 = PRESETS["v2"].replace(
         **common, epochs=5, teacher_model=str(teacher), save_folder=str(out / "v2")
     )
-    student = train(v2)
+    student = train(v2, overwrite=True)
     log = pd.read_csv(out / "v2/training_log.csv")
     save_figure(plot_training_log(log, title="V2, demo"), out / "training.png", dpi=100)
 

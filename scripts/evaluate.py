@@ -1,6 +1,7 @@
 """Measure detectors on WIDER FACE (easy, medium, hard) or on any annotated photos (by size)."""
 
 import argparse
+import hashlib
 import sys
 import warnings
 from pathlib import Path
@@ -96,13 +97,34 @@ def run_detectors(args: argparse.Namespace, data: "EvaluationSet") -> "dict[str,
     return results
 
 
+def without_machine(path: str) -> str:
+    """A path for a result that is passed on: absolute ones name folders of this machine only."""
+    return Path(path).name if Path(path).is_absolute() else Path(path).as_posix()
+
+
+def sources(args: argparse.Namespace) -> dict[str, dict[str, str]]:
+    """{name: file, and for weights its SHA-256: many checkpoints have the same name}."""
+    if args.predictions:
+        return {k: {"file": without_machine(v)} for k, v in labels(args.predictions).items()}
+    from featherface.detector import SHIPPED_WEIGHTS
+
+    named = labels(args.weights) if args.weights else {"FeatherFaceV2": str(SHIPPED_WEIGHTS)}
+    return {
+        name: {
+            "file": without_machine(path),
+            "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
+        }
+        for name, path in named.items()
+    }
+
+
 def describe(args: argparse.Namespace, data: "EvaluationSet") -> dict[str, Any]:
     """What a number needs beside it to mean anything."""
     from featherface.provenance import commit, versions
 
     ran = not args.predictions
     return {
-        "data": str(args.data),
+        "data": without_machine(args.data),
         "split": args.split,
         "description": data.description,
         "images": data.count,
@@ -111,7 +133,7 @@ def describe(args: argparse.Namespace, data: "EvaluationSet") -> dict[str, Any]:
         "protocol": args.protocol if ran else "unknown (files)",
         "score_threshold": args.score_threshold if ran else None,
         "iou_threshold": args.iou_threshold if ran else None,
-        "sources": args.predictions or args.weights or ["shipped V2"],
+        "sources": sources(args),
         "commit": commit(),
         "versions": versions(),
     }

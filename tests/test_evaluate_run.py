@@ -317,6 +317,10 @@ def test_script_runs_real_weights(tmp_path, plain_folder, capsys, monkeypatch):
     record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert (record["protocol"], record["score_threshold"]) == ("vga", 0.02)
     assert record["versions"]["torch"]
+    source = record["sources"]["featherface_v1_592371"]
+    assert source["file"] == "featherface_v1_592371.pth"
+    assert len(source["sha256"]) == 64
+    assert str(tmp_path) not in json.dumps(record)
 
 
 def test_help_is_quick_and_shows_defaults():

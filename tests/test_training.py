@@ -290,3 +290,26 @@ def test_validation_measures_the_weights_in_use(config):
     assert run.model.training, "measuring must leave the network as it was"
     with pytest.raises(DataError):
         Validator(config.replace(data=config.save_folder))
+
+
+def test_an_unfinished_run_is_not_replaced_by_accident(config, monkeypatch):
+    update = engine._update
+
+    def interrupt(run: Run, losses) -> None:
+        update(run, losses)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(engine, "_update", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        engine.train(config, progress=False)
+    monkeypatch.setattr(engine, "_update", update)
+    with pytest.raises(TrainingError, match=r"unfinished run lies here \(epoch 0 of 2\).*--resume"):
+        engine.train(config, progress=False)
+    engine.train(config, overwrite=True, progress=False)
+    engine.train(config, progress=False)  # a finished run may be made again
+
+
+def test_the_teacher_must_be_v1(config):
+    final = engine.train(config.replace(epochs=1), progress=False)
+    with pytest.raises(ConfigError, match="the teacher must be V1"):
+        Run(config.replace(teacher_model=str(final)), steps_per_epoch=1)

@@ -22,6 +22,9 @@ def train_command(defaults: TrainConfig, description: str | None) -> None:
     commands.add_argument(
         *flag("quick"), action="store_true", help="5 epochs at 320 pixels: a trial run"
     )
+    commands.add_argument(
+        *flag("overwrite"), action="store_true", help="replace an unfinished run in the save folder"
+    )
     add_config_flags(commands, defaults)
     arguments = commands.parse_args()
     names = {item.name for item in fields(TrainConfig)}
@@ -34,4 +37,4 @@ def train_command(defaults: TrainConfig, description: str | None) -> None:
     if arguments.resume is not None:
         resume = Path(arguments.resume or checkpoint_path(config, "last"))
         config = resumed_config(resume, explicit)
-    print(f"done: {train(config, resume=resume)}")
+    print(f"done: {train(config, resume=resume, overwrite=arguments.overwrite)}")

@@ -18,7 +18,7 @@ from featherface.errors import TrainingError
 from featherface.preprocess import normalise
 from featherface.structures import Batch
 from featherface.training.log import TrainingLog
-from featherface.training.run import Run
+from featherface.training.run import Run, refuse_unfinished
 from featherface.training.schedule import dropblock_probability
 from featherface.training.stopping import GracefulStop
 from featherface.training.validation import Validator
@@ -32,12 +32,21 @@ def checkpoint_path(config: TrainConfig, what: int | str) -> Path:
     return Path(config.save_folder) / f"FeatherFace{config.model.upper()}_{part}.pth"
 
 
-def train(config: TrainConfig, *, resume: Path | None = None, progress: bool = True) -> Path:
+def train(
+    config: TrainConfig,
+    *,
+    resume: Path | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
     """Train as the config says and return the path of the final weights.
 
     Writes checkpoints and training_log.csv to `config.save_folder`. On Ctrl-C or SIGTERM the state
     is saved to …_last.pth and KeyboardInterrupt is raised; `resume` continues to the same result.
+    TrainingError where an unfinished run lies in the folder, unless `overwrite`.
     """
+    if resume is None and not overwrite:
+        refuse_unfinished(checkpoint_path(config, "last"))
     torch.manual_seed(config.seed)
     photos = read_split(config.data, config.split, config.training_dataset, limit=config.limit)
     loader, sampler = make_loader(photos, config)

@@ -63,6 +63,8 @@ def make_step(config: TrainConfig) -> Step:
     if config.model == "v1":
         return SupervisedStep(make_model(config, None), config)
     teacher = load_model(config.teacher_model, TEACHER_HINT)
+    if teacher.name != "v1":
+        raise ConfigError(f"{config.teacher_model}: holds {teacher.name}; the teacher must be V1")
     return DistillationStep(make_model(config, teacher), teacher, config)
 
 
@@ -172,6 +174,19 @@ class Run:
         torch.set_rng_state(content["rng"]["cpu"])
         if self.device.type == "cuda" and "cuda" in content["rng"]:
             torch.cuda.set_rng_state(content["rng"]["cuda"], self.device)
+
+
+def refuse_unfinished(path: Path) -> None:
+    """TrainingError if `path` is the state of a run that is not at its end: hours could be lost."""
+    if not path.exists():
+        return
+    content = read_file(path)
+    done, wanted = content.get("epoch", 0), content.get("config", {}).get("epochs", 0)
+    if done < wanted:
+        raise TrainingError(
+            f"{path}: an unfinished run lies here (epoch {done} of {wanted}); go on with --resume, "
+            "or start anew with --overwrite or in another --save-folder"
+        )
 
 
 def resumed_config(path: Path, explicit: dict[str, Any]) -> TrainConfig:
