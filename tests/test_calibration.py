@@ -5,7 +5,9 @@ import pytest
 
 from featherface.errors import ConfigError, DataError
 from featherface.evaluation import precision_recall_boxes, reliability, threshold_for_precision
-from featherface.evaluation.average_precision import make_curve
+from featherface.evaluation.average_precision import Evaluation, make_curve
+from featherface.evaluation.calibration import summarise
+from featherface.evaluation.report import calibration_text
 
 
 def curve(scores, true, faces=10):
@@ -69,3 +71,27 @@ def test_what_cannot_be():
     for function in (reliability, lambda c: threshold_for_precision(c, 0.5)):
         with pytest.raises(DataError, match="no detections"):
             function(curve([], []))
+
+
+def test_summary_of_a_detector():
+    truths = {"a": np.array([[0, 0, 20, 20], [50, 50, 150, 150]])}
+    found = {"a": [[0, 0, 20, 20, 0.9], [50, 50, 100, 100, 0.4], [300, 300, 9, 9, 0.2]]}
+    summary = summarise(precision_recall_boxes(found, truths), precisions=(0.5, 0.95))
+    assert (summary["setting"], summary["detections"]) == ("all", 3)
+    assert summary["expected_calibration_error"] == pytest.approx((0.1 + 0.6 + 0.2) / 3)
+    assert summary["thresholds"] == {
+        "0.5": pytest.approx({"threshold": 0.2, "precision": 2 / 3, "recall": 1.0}),
+        "0.95": pytest.approx({"threshold": 0.4, "precision": 1.0, "recall": 1.0}),
+    }
+    false = {"a": [[300, 300, 9, 9, 0.2]]}
+    assert summarise(precision_recall_boxes(false, truths))["thresholds"]["0.95"] is None
+    empty = summarise(precision_recall_boxes({"a": []}, truths))
+    assert (empty["detections"], empty["expected_calibration_error"]) == (0, None)
+    assert empty["thresholds"] == {"0.95": None, "0.99": None}
+    assert "no detections" in calibration_text({"blind": empty}, score_above=0.02)
+
+
+def test_widerface_is_calibrated_on_hard():
+    low, high = curve([0.9], [1]), curve([0.9, 0.8], [1, 0])
+    wider = Evaluation({"easy": low, "medium": low, "hard": high}, images=1)
+    assert (summarise(wider)["setting"], summarise(wider)["detections"]) == ("hard", 2)

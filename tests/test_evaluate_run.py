@@ -16,7 +16,8 @@ from test_evaluation import write_ground_truth
 
 from featherface.data.widerface import Photo
 from featherface.errors import ConfigError, DataError
-from featherface.evaluation import read_submission, write_submission
+from featherface.evaluation import command, read_submission, write_submission
+from featherface.evaluation.command import labels
 from featherface.evaluation.protocols import PROTOCOLS, View, views, vote
 from featherface.evaluation.run import detect_photos
 from featherface.evaluation.sets import find_evaluation_set
@@ -278,6 +279,7 @@ def test_script_evaluates_files(wider_folder, tmp_path, capsys, monkeypatch):
     assert written["detectors"]["good"]["hard"]["ap"] == 1
     assert written["detectors"]["half"]["hard"]["ap_exact"] == 0.5
     assert "no prediction" in written["warnings"][0]
+    assert (written["calibration"], written["consistency"]) == ({}, [])
     table = pd.read_csv(tmp_path / "result" / "evaluation.csv")
     assert len(table) == 6
     assert table["subset"].all()
@@ -329,3 +331,118 @@ def test_help_is_quick_and_shows_defaults():
     )
     assert "--save-predictions" in run.stdout
     assert "(default: 0.02)" in run.stdout
+
+
+def test_invalid_faces_are_neither_wanted_nor_wrong(plain_folder):
+    annotation = plain_folder / "bbx_gt.txt"
+    flagged = "c.png\n1\n150 20 60 60 0 0 0 1 0 0\n"
+    annotation.write_text(annotation.read_text().split("c.png")[0] + flagged)
+    data = find_evaluation_set(plain_folder)
+    found = detect_photos(ColourDetector(), data.photos, progress=False)
+    on_it = {**found, "c.png": np.array([[150, 20, 60, 60, 1.0]])}
+    result = data.evaluate(on_it)
+    assert result.as_dict()["all"] == {"ap": 1.0, "ap_exact": 1.0, "faces": 2}
+    assert len(result.curves["all"].scores) == 2, "the detection on it must not count"
+    elsewhere = {**found, "c.png": np.array([[50, 100, 60, 60, 1.0]])}
+    assert data.evaluate(elsewhere).as_dict()["all"]["ap_exact"] < 1
+
+
+class ScriptedDetector:
+    """Stands in for Detector; what it finds depends on the name of its weights alone.
+
+    "sure" finds the painted face at 0.9 and a false one at 0.3, "blind" nothing.
+    """
+
+    def __init__(self, weights, device, score_threshold, iou_threshold):
+        self.name = Path(weights).stem
+
+    def detect_batch(self, images, *, bgr=False):
+        return [self.find(image) for image in images]
+
+    def find(self, image):
+        if self.name == "blind":
+            return Detections()
+        boxes = np.array([[40, 60, 120, 180], [200, 10, 230, 40]], np.float32)
+        points = np.repeat(boxes[:, None, :2], 5, axis=1)
+        return Detections(boxes, np.array([0.9, 0.3], np.float32), points)
+
+
+@pytest.fixture
+def compare_script(capsys, monkeypatch, tmp_path):
+    """Runs the script with scripted detectors of the given names → printed text, JSON, folder."""
+
+    def run(data, *names, flags=()):
+        monkeypatch.setattr("featherface.detector.Detector", ScriptedDetector)
+        paths = [tmp_path / f"{name}.pth" for name in names]
+        for path in paths:
+            path.write_bytes(b"weights")
+        out = tmp_path / "compared"
+        code, text, err = run_script(
+            capsys, monkeypatch, "--weights", *paths, "--data", data, "--out", out, *flags
+        )
+        assert code == 0, err
+        return text, json.loads((out / "evaluation.json").read_text()), out
+
+    return run
+
+
+def test_script_calibrates_and_compares(wider_folder, compare_script):
+    text, record, out = compare_script(wider_folder, "sure", "blind")
+    sure, blind = record["calibration"]["sure"], record["calibration"]["blind"]
+    assert (sure["setting"], sure["detections"]) == ("hard", 4)
+    assert sure["expected_calibration_error"] == pytest.approx((2 * 0.1 + 2 * 0.3) / 4)
+    assert sure["thresholds"]["0.95"] == sure["thresholds"]["0.99"]
+    assert sure["thresholds"]["0.95"] == pytest.approx(
+        {"threshold": 0.9, "precision": 1.0, "recall": 1.0}
+    )
+    assert blind["detections"] == 0
+    assert "calibration of detections that score over 0.02 (setting: hard)" in text
+    assert "sure: expected calibration error 0.200, precision 0.95 from score 0.9000" in text
+    assert "blind: no detections" in text
+    (pair,) = record["consistency"]
+    assert (pair["a"], pair["b"], pair["score_above"]) == ("sure", "blind", 0.5)
+    assert (pair["matched"], pair["missed"], pair["extra"]) == (0, 2, 0)  # 0.3 is below 0.5
+    assert pair["score_correlation"] is None, "JSON has no NaN"
+    assert "consistency of blind with sure, faces that score over 0.5: agreement 0.0 %" in text
+    assert len(pd.read_csv(out / "consistency_sure_blind.csv")) == 2
+    figures = {"precision_recall.png", "reliability_sure.png", "consistency_sure_blind.png"}
+    assert {path.name for path in out.glob("*.png")} == figures
+    assert all(cv2.imread(str(out / name)).shape[1] > 500 for name in figures)
+
+
+def test_script_calibrates_one_detector_on_all_faces_of_a_folder(plain_folder, compare_script):
+    text, record, out = compare_script(plain_folder, "sure")
+    assert record["calibration"]["sure"]["setting"] == "all"
+    assert "(setting: all)" in text and "consistency" not in text
+    assert record["consistency"] == []
+    assert {path.name for path in out.glob("*.png")} == {"precision_recall.png", "reliability.png"}
+
+
+def test_script_without_plots(wider_folder, compare_script):
+    text, _, out = compare_script(wider_folder, "sure", "blind", flags=["--no_plots"])
+    assert sorted(path.name for path in out.iterdir()) == [
+        "consistency_sure_blind.csv",
+        "evaluation.csv",
+        "evaluation.json",
+    ]
+    assert ".png" not in text
+
+
+def test_names_of_what_is_compared():
+    assert labels(["x/a.pth", "y/b.pth"]) == {"a": "x/a.pth", "b": "y/b.pth"}
+    assert labels(["x/a.pth", "y/a.pth"]) == {"x/a": "x/a.pth", "y/a": "y/a.pth"}
+    with pytest.raises(ConfigError, match="rename one"):  # files of both would be …_x_a
+        labels(["x/a.pth", "y/a.pth", "x_a.pth"])
+
+
+def test_the_help_knows_every_protocol():
+    assert tuple(command.PROTOCOLS) == PROTOCOLS
+
+
+def test_the_command_is_quick_to_import():
+    code = (
+        "import sys, featherface.evaluation.command\n"
+        "print([m for m in ('torch', 'cv2', 'pandas', 'matplotlib', 'scipy') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert run.stdout.strip() == "[]", run.stdout + run.stderr

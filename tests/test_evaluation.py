@@ -1,6 +1,7 @@
 """WIDER FACE evaluation: against the golden values, a plain reference, and properties."""
 
 import json
+import os
 import warnings
 import zipfile
 from pathlib import Path
@@ -279,6 +280,57 @@ def test_written_rows_are_sorted_and_keep_decimals(tmp_path):
     assert np.float32(read["0--Parade/a"][1, 4]) == top
     assert (tmp_path / "b.txt").read_text() == "b.jpg\n0\n"
     assert read["b"].shape == (0, 5)
+
+
+def test_a_submission_is_written_with_one_sync_before_anything_is_replaced(tmp_path, monkeypatch):
+    old = {f"event/{n}": np.full((1, 5), 1.0) for n in range(9)}
+    new = {f"event/{n}": np.full((1, 5), 2.0) for n in range(9)}
+    write_submission(tmp_path, old)
+    calls = []
+    for name in ("sync", "fsync", "replace"):
+        real = getattr(os, name)
+        monkeypatch.setattr(
+            os, name, lambda *a, name=name, real=real: (calls.append(name), real(*a))[1]
+        )
+    write_submission(tmp_path, new)
+    assert calls == ["sync"] + ["replace"] * 9
+    assert all(rows[0, 0] == 2 for rows in read_submission(tmp_path).values())
+    assert [path.name for path in tmp_path.iterdir()] == ["event"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (tmp_path / "event" / "0.txt").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+@pytest.mark.parametrize("failure", [OSError("no space left"), KeyboardInterrupt()])
+def test_a_failure_on_the_way_leaves_the_old_submission(tmp_path, monkeypatch, failure):
+    old = {f"event/{n}": np.full((1, 5), 1.0) for n in range(9)}
+    write_submission(tmp_path, old)
+    real, written = Path.write_text, []
+
+    def fail_at_the_fifth(path, text, **options):
+        written.append(path)
+        if len(written) == 5:
+            real(path, text[: len(text) // 2], **options)
+            raise failure
+        return real(path, text, **options)
+
+    monkeypatch.setattr(Path, "write_text", fail_at_the_fifth)
+    with pytest.raises(type(failure)):
+        write_submission(tmp_path, {f"event/{n}": np.full((1, 5), 2.0) for n in range(9)})
+    assert len(written) == 5
+    assert all(rows[0, 0] == 1 for rows in read_submission(tmp_path).values())
+    assert [path.name for path in tmp_path.iterdir()] == ["event"]
+
+
+def test_what_a_killed_writer_leaves_is_no_prediction(tmp_path, monkeypatch):
+    seen = []
+
+    def look(source, target):
+        seen.append([path.name for path in tmp_path.rglob("*.txt")])
+
+    monkeypatch.setattr(os, "replace", look)
+    write_submission(tmp_path, {"event/a": np.ones((1, 5))})
+    assert seen == [[]]
 
 
 @pytest.mark.parametrize("name", ["../a", "/a/b", "0--Parade/../../a"])

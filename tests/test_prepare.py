@@ -83,6 +83,14 @@ def test_the_fingerprint_follows_the_boxes_not_the_layout(tmp_path):
     assert one == two != three
 
 
+def test_invalid_faces_change_neither_fingerprint_nor_counts(tmp_path):
+    invalid = (3, 3, 20, 20, 0, 0, 0, 1)
+    official_set(tmp_path / "one")
+    official_set(tmp_path / "two", photos={n: [*rows, invalid] for n, rows in PHOTOS.items()})
+    one, two = (check(tmp_path / name).splits[0] for name in ("one", "two"))
+    assert (one.fingerprint, one.faces) == (two.fingerprint, two.faces)
+
+
 def test_one_set_without_splits_is_reported_once(tmp_path):
     official_set(tmp_path / "x")
     (tmp_path / "x" / "WIDER_train" / "images").rename(tmp_path / "images")

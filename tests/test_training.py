@@ -292,6 +292,25 @@ def test_validation_measures_the_weights_in_use(config):
         Validator(config.replace(data=config.save_folder))
 
 
+def test_validation_on_the_training_photos_is_refused(config, data, tmp_path):
+    plain = tmp_path / "plain"
+    (plain / "images").mkdir(parents=True)
+    (plain / "images" / "0--Squares").symlink_to(data / "WIDER_train/images/0--Squares")
+    annotation = data / "wider_face_split/wider_face_train_bbx_gt.txt"
+    (plain / "bbx_gt.txt").write_text(annotation.read_text())
+    same = config.replace(data=str(plain), validate_every=1)
+    with pytest.raises(ConfigError, match=r"same photos.*--validate-every") as caught:
+        engine.train(same, progress=False)
+    assert "\n" not in str(caught.value) and not Path(config.save_folder).exists()
+    with pytest.raises(ConfigError, match="same photos"):  # by the other flags
+        Validator(config.replace(split="val"))
+    with pytest.raises(ConfigError, match="same photos"):
+        val = data / "wider_face_split" / ".." / "wider_face_split/wider_face_val_bbx_gt.txt"
+        Validator(config.replace(training_dataset=str(val)))
+    assert Validator(config).photos.count == 4
+    assert Validator(config.replace(training_dataset=str(annotation))).photos.count == 4
+
+
 def test_an_unfinished_run_is_not_replaced_by_accident(config, monkeypatch):
     update = engine._update
 

@@ -1,5 +1,7 @@
 """Augmentation keeps boxes and landmarks on their pixels, and photos of every kind are survived."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -8,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image as PilImage
 from tiny_sets import FACE_COLOUR, make_photo, write_photo
+from torchvision.ops import box_convert, box_iou
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image, KeyPoints
 
+from featherface.anchors import make_anchors, match
 from featherface.config import TrainConfig
 from featherface.data.annotations import Photo
 from featherface.data.decode import Window, decode, is_complete, open_photo
@@ -28,6 +32,7 @@ from featherface.data.transforms import (
     training_transform,
 )
 from featherface.errors import DataError
+from featherface.structures import Target
 
 PLAIN = TrainConfig(image_size=96, photometric_prob=0.0, flip_prob=0.0)
 
@@ -203,6 +208,30 @@ def test_a_face_is_kept_by_its_centre_ignored_by_a_part_and_dropped_outside(tmp_
     assert sample["boxes"].tolist() == [[10, 10, 30, 30], [30, 10, 40, 30], [30, 20, 40, 40]]
     assert sample["ignore"].tolist() == [False, False, True]
     assert 1 / 41 < IGNORE_VISIBLE < 1 / 3
+
+
+def test_invalid_faces_become_ignored_ones(tmp_path):
+    photo = make_photo(tmp_path / "a.png", width=96, height=96, boxes=((10, 10, 42, 42),))
+    invalid = np.array([(50, 50, 82, 82), (200, 10, 220, 30)], np.float32)  # in and out of sight
+    photo = replace(photo, ignored_boxes=invalid)
+    sample = crop(photo, open_photo(photo.path), Window(0, 0, 96, 1))
+    assert sample["boxes"].tolist() == [[10, 10, 42, 42], [50, 50, 82, 82]]
+    assert sample["ignore"].tolist() == [False, True]
+    assert sample["landmark_mask"].tolist() == [[True] * 5, [False] * 5]
+    _, target = ToTarget(min_face=1.0)(sample)
+    anchors = make_anchors(96, 96)
+    found = match(Target(*(part[None] for part in target)), anchors)
+    on_it = box_iou(target.boxes[1:], box_convert(anchors, "cxcywh", "xyxy"))[0] >= 0.35
+    assert on_it.any() and (found.ignored[0] == on_it).all()
+    assert found.positive.any() and not (found.positive[0] & on_it).any()
+
+
+def test_a_crop_looks_for_valid_faces_only(tmp_path):
+    photo = make_photo(tmp_path / "a.png", width=300, height=60, boxes=((250, 20, 280, 50),))
+    photo = replace(photo, ignored_boxes=np.array([(20, 20, 50, 50)], np.float32))
+    for seed in range(8):
+        target = augment(photo, PLAIN.replace(crop_scale_min=1.0, crop_scale_max=1.0), seed)[1]
+        assert not target.ignore.all()
 
 
 def test_landmarks_outside_the_crop_or_the_photo_are_masked(tmp_path):

@@ -88,6 +88,28 @@ def test_faces_without_size_and_invalid_faces_are_dropped(tmp_path):
     np.testing.assert_array_equal(second.boxes, [(5, 5, 14, 14)])
 
 
+def test_invalid_faces_stand_apart_from_the_others(tmp_path):
+    invalid, flat = (1, 2, 30, 40, 0, 0, 0, 1), (1, 2, 0, 40, 0, 0, 0, 1)
+    rows = {"a.jpg": [invalid, (5, 5, 9, 9), flat], "b.jpg": [(3, 3, 4, 4)], "c.jpg": [invalid]}
+    path = write_text(tmp_path / "gt.txt", official_text(rows))
+    first, second, third = read_annotations(path, tmp_path)
+    for photo, count in ((first, 1), (second, 1), (third, 0)):
+        assert len(photo.boxes) == len(photo.landmarks) == len(photo.landmark_mask) == count
+    assert first.ignored_boxes.tolist() == third.ignored_boxes.tolist() == [[1, 2, 31, 42]]
+    assert second.ignored_boxes.shape == (0, 4)
+    faces = first.with_ignored()
+    assert faces.boxes.tolist() == [[5, 5, 14, 14], [1, 2, 31, 42]]
+    assert faces.ignore.tolist() == [False, True]
+    assert (faces.landmarks.shape, faces.landmark_mask.tolist()) == ((2, 5, 2), [[False] * 5] * 2)
+
+
+def test_the_format_with_landmarks_has_no_invalid_faces(tmp_path):
+    points = " ".join(["1"] * 15)  # the eighth column is a coordinate there, not a flag
+    path = write_text(tmp_path / "label.txt", f"# a.jpg\n5 5 9 9 {points} 0.5\n")
+    (photo,) = read_annotations(path, tmp_path)
+    assert (len(photo.boxes), len(photo.ignored_boxes)) == (1, 0)
+
+
 @pytest.mark.parametrize("zeros", ["0 0 0 0 0 0 0 0 0 0 \n", ""])
 def test_a_photo_without_a_face_is_kept(tmp_path, zeros):
     text = f"a.jpg\n0\n{zeros}b.jpg\n1\n1 2 3 4 0 0 0 0 0 0\nc.jpg\n0\n{zeros}"
@@ -181,5 +203,6 @@ def test_the_real_subset():
     assert (
         sum(len(photo.boxes) for photo in photos) == 2_649
     )  # of 2,655 rows 5 are invalid, 1 is −26 wide
+    assert sum(len(photo.ignored_boxes) for photo in photos) == 5
     assert all(photo.path.is_file() for photo in photos)
     assert len(read_split(root, "val")) == 160

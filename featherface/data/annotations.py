@@ -8,9 +8,10 @@ expression illumination invalid occlusion pose`. The RetinaFace one (arXiv 1905.
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,11 +23,25 @@ LANDMARK_WIDTHS = (20, 19, 4)  # with and without the blur value; x y w h alone
 INVALID_COLUMN = 7
 
 
+class Faces(NamedTuple):
+    """N faces of a photo, in its pixels as stored."""
+
+    boxes: np.ndarray  # (N, 4) x1, y1, x2, y2
+    landmarks: np.ndarray  # (N, 5, 2); anything where masked
+    landmark_mask: np.ndarray  # (N, 5) bool
+    ignore: np.ndarray  # (N,) bool: neither wanted nor wrong to find
+
+
+def _no_boxes() -> np.ndarray:
+    return np.zeros((0, 4), np.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class Photo:
     """One photo and its F faces, in pixels of the photo as stored (EXIF orientation not applied).
 
-    Faces without a size and faces flagged invalid are left out; a photo may have no face.
+    Boxes without a size are left out, and those flagged invalid (too poor to be judged) stand
+    apart: to find one is neither right nor wrong. A photo may have no face.
     """
 
     path: Path
@@ -34,6 +49,17 @@ class Photo:
     boxes: np.ndarray  # (F, 4) float32 x1, y1, x2, y2
     landmarks: np.ndarray  # (F, 5, 2) float32; anything where masked
     landmark_mask: np.ndarray  # (F, 5) bool: this point is annotated
+    ignored_boxes: np.ndarray = field(default_factory=_no_boxes)  # (G, 4) float32, flagged invalid
+
+    def with_ignored(self) -> Faces:
+        """All F + G faces; the ignored ones come last and have no landmarks."""
+        count, extra = len(self.boxes), len(self.ignored_boxes)
+        return Faces(
+            np.concatenate((self.boxes, self.ignored_boxes)),
+            np.pad(self.landmarks, ((0, extra), (0, 0), (0, 0))),
+            np.pad(self.landmark_mask, ((0, extra), (0, 0))),
+            np.arange(count + extra) >= count,
+        )
 
 
 def read_annotations(path: str | Path, images: str | Path) -> list[Photo]:
@@ -48,9 +74,9 @@ def read_annotations(path: str | Path, images: str | Path) -> list[Photo]:
     numbers = list(chain.from_iterable(blocks.line_numbers))
     widths = LANDMARK_WIDTHS if kind == LANDMARKS else OFFICIAL_WIDTHS
     table = _parse_rows(path, rows, numbers, widths)
-    keep = (table[:, 2] > 0) & (table[:, 3] > 0)
-    if kind == OFFICIAL:
-        keep &= table[:, INVALID_COLUMN] != 1
+    sized = (table[:, 2] > 0) & (table[:, 3] > 0)
+    invalid = sized & (table[:, INVALID_COLUMN] == 1) & (kind == OFFICIAL)
+    keep = sized & ~invalid
     boxes = np.concatenate((table[:, :2], table[:, :2] + table[:, 2:4]), axis=1)
     landmarks, mask = _landmarks(table, kind)
     photos = []
@@ -58,7 +84,9 @@ def read_annotations(path: str | Path, images: str | Path) -> list[Photo]:
     for name, block in zip(blocks.names, blocks.rows, strict=True):
         start, stop = stop, stop + len(block)
         kept = np.flatnonzero(keep[start:stop]) + start
-        photos.append(Photo(images / name, name, boxes[kept], landmarks[kept], mask[kept]))
+        ignored = boxes[start:stop][invalid[start:stop]]
+        faces = boxes[kept], landmarks[kept], mask[kept], ignored
+        photos.append(Photo(images / name, name, *faces))
     return photos
 
 

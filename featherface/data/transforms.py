@@ -98,19 +98,21 @@ def crop(photo: Photo, file: PhotoFile, window: Window) -> Sample:
 
     A face whose centre is inside is kept, clipped. One with its centre outside is ignored if a
     tenth of it is visible: calling it background would be wrong, and so would the face's full box.
+    The photo's ignored boxes come last and stay ignored.
     """
     image = read_window(file, window)
     height, width = image.shape[:2]
     left, top, right, bottom = visible = _visible_part(file, window)
-    boxes = np.clip(photo.boxes, 0, [file.width, file.height] * 2)
+    faces = photo.with_ignored()
+    boxes = np.clip(faces.boxes, 0, [file.width, file.height] * 2)
     clipped = np.clip(boxes, visible[[0, 1, 0, 1]], visible[[2, 3, 2, 3]])
     area = _area(clipped)
     inside = _centre_inside(boxes, visible)
     partial = area >= IGNORE_VISIBLE * np.maximum(_area(boxes), 1e-6)
     large_enough = (clipped[:, 2:] - clipped[:, :2]).min(axis=1, initial=np.inf) > SLIVER
     kept = large_enough & (inside | partial)
-    points = photo.landmarks[kept]
-    mask = photo.landmark_mask[kept] & (points >= (left, top)).all(-1)
+    points = faces.landmarks[kept]
+    mask = faces.landmark_mask[kept] & (points >= (left, top)).all(-1)
     mask &= (points < (right, bottom)).all(-1)
     origin = np.array([left, top], np.float32)
     boxes = (clipped[kept] - np.tile(origin, 2)) / window.shrink
@@ -128,7 +130,7 @@ def crop(photo: Photo, file: PhotoFile, window: Window) -> Sample:
             torch.from_numpy(points.astype(np.float32)), canvas_size=(height, width)
         ),
         landmark_mask=torch.from_numpy(mask),
-        ignore=torch.from_numpy(~inside[kept]),
+        ignore=torch.from_numpy((~inside | faces.ignore)[kept]),
         padding=[max(-window.left, 0), max(-window.top, 0), beyond_x, beyond_y],
     )
 

@@ -9,12 +9,13 @@ evaluation: its setting decides which faces count.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from featherface.errors import ConfigError, DataError
-from featherface.evaluation.average_precision import Curve
+from featherface.evaluation.average_precision import Curve, Evaluation
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,3 +91,35 @@ def threshold_for_precision(curve: Curve, precision: float) -> OperatingPoint:
     point = enough[-1]  # thresholds descend
     values = curve.thresholds[point], curve.precision[point], curve.recall[point]
     return OperatingPoint(*map(float, values))
+
+
+def setting_of_most_faces(result: Evaluation) -> str:
+    """The setting to calibrate on: "hard" of WIDER FACE, "all" of a folder.
+
+    Detections of faces that a setting does not keep are dropped, so a stricter one judges fewer.
+    """
+    return "hard" if "hard" in result.curves else "all"
+
+
+def summarise(result: Evaluation, *, precisions: Sequence[float] = (0.95, 0.99)) -> dict[str, Any]:
+    """What a report says about a detector's scores, as plain numbers; no error for lack of them.
+
+    {"setting": the one of most faces, "detections": M, "expected_calibration_error": …,
+    "thresholds": {"0.95": {"threshold", "precision", "recall"}, …}}. The error is None without
+    detections, and a threshold is None where no score is precise enough.
+    """
+    setting = setting_of_most_faces(result)
+    curve = result.curves[setting]
+    thresholds: dict[str, dict[str, float] | None] = {}
+    for precision in precisions:
+        try:
+            point = threshold_for_precision(curve, precision)
+            thresholds[f"{precision:g}"] = point._asdict()
+        except DataError:
+            thresholds[f"{precision:g}"] = None
+    return {
+        "setting": setting,
+        "detections": len(curve.scores),
+        "expected_calibration_error": reliability(curve).error if len(curve.scores) else None,
+        "thresholds": thresholds,
+    }

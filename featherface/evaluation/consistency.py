@@ -8,7 +8,7 @@ networks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -61,6 +61,31 @@ def compare(
     rows = [row for name in first for row in _rows(name, first[name], second[name], iou_threshold)]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table, _summary(table, len(first))
+
+
+class Pair(NamedTuple):
+    """Two detectors, by name, and what `compare` says of them."""
+
+    a: str
+    b: str
+    table: pd.DataFrame
+    summary: dict[str, float]
+
+
+def compare_with_first(
+    detected: Mapping[str, Mapping[str, Detections]], *, score_above: float
+) -> list[Pair]:
+    """The first of several detectors, {name: {image: faces}}, against each other one.
+
+    Only faces that score over `score_above`: at the low threshold of an evaluation most are noise,
+    on which no two detectors agree. Empty for fewer than two detectors; errors are `compare`'s.
+    """
+    shown = {
+        name: {image: faces[faces.scores > score_above] for image, faces in found.items()}
+        for name, found in detected.items()
+    }
+    first, *others = shown or [""]
+    return [Pair(first, other, *compare(shown[first], shown[other])) for other in others]
 
 
 def _named(detections: Mapping[str, Detections] | Sequence[Detections]) -> dict[str, Detections]:

@@ -40,6 +40,42 @@ def to_text(results: Mapping[str, Evaluation], *, title: str) -> str:
     return f"AP in percent: {title}\n{shown}"
 
 
+def calibration_text(calibration: Mapping[str, Mapping[str, Any]], *, score_above: float) -> str:
+    """A line a detector, from {name: {"setting", …, as `calibration.summarise` gives it}}.
+
+    score_above: the score that the detectors had to exceed, which bounds what the error is about.
+    """
+    settings = " and ".join(dict.fromkeys(part["setting"] for part in calibration.values()))
+    lines = [f"calibration of detections that score over {score_above:g} (setting: {settings})"]
+    for name, part in calibration.items():
+        if not part["detections"]:
+            lines.append(f"{name}: no detections")
+            continue
+        parts = [f"expected calibration error {part['expected_calibration_error']:.3f}"]
+        for precision, point in part["thresholds"].items():
+            reached = (
+                f"from score {point['threshold']:.4f} (recall {point['recall']:.3f})"
+                if point
+                else "at no score"
+            )
+            parts.append(f"precision {precision} {reached}")
+        lines.append(f"{name}: {', '.join(parts)}")
+    return "\n".join(lines)
+
+
+def consistency_text(summary: Mapping[str, Any]) -> str:
+    """One line: {"a", "b", "score_above", …, as `consistency.compare` sums it up}."""
+    a, b = summary["a"], summary["b"]
+    agreement = f"{100 * summary['agreement']:.1f} %" if summary["agreement"] >= 0 else "undefined"
+    return (
+        f"consistency of {b} with {a}, faces that score over {summary['score_above']:g}: "
+        f"agreement {agreement} ({summary['matched']} both, {summary['missed']} only {a}, "
+        f"{summary['extra']} only {b}), score correlation {summary['score_correlation']:.3f}, "
+        f"median box IoU {summary['iou_median']:.3f}, median landmark distance "
+        f"{summary['landmark_distance_median']:.4f} face sizes"
+    )
+
+
 def write_results(
     folder: str | os.PathLike, results: Mapping[str, Evaluation], record: Mapping[str, Any]
 ) -> None:
@@ -49,8 +85,9 @@ def write_results(
     "ap_exact", "faces"}, …, "images"}}; the CSV is `to_table` with the record's plain values beside
     each row. An AP that no face defines is null, or empty.
     """
-    detectors = {name: _without_nan(result.as_dict()) for name, result in results.items()}
-    content = json.dumps({**record, "detectors": detectors}, indent=2, ensure_ascii=False)
+    detectors = {name: result.as_dict() for name, result in results.items()}
+    plain = _without_nan({**record, "detectors": detectors})
+    content = json.dumps(plain, indent=2, ensure_ascii=False)
     write_text(Path(folder) / "evaluation.json", content + "\n")
     table = to_table(results)
     for key, value in record.items():
@@ -63,4 +100,6 @@ def _without_nan(value: Any) -> Any:
     """JSON has no NaN: None instead."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -54,14 +54,20 @@ class EvaluationSet:
         return replace(self, photos=[self.photos[index] for index in np.sort(chosen)])
 
     def evaluate(self, predictions: Found) -> Evaluation:
-        """AP of detections named as the photos are; errors are `evaluate_widerface`'s."""
+        """AP of detections named as the photos are; errors are `evaluate_widerface`'s.
+
+        A detection of a face that is flagged invalid is dropped, neither true nor false.
+        """
         if not self.annotated:
             raise DataError(f"the {self.split} split has no annotation here to evaluate against")
         if self.ground_truth:
             images = [photo.name for photo in self.photos] or None
             return precision_recall(predictions, self.ground_truth, images)
+        faces = {photo.name: photo.with_ignored() for photo in self.photos}
         return precision_recall_boxes(
-            predictions, {photo.name: photo.boxes for photo in self.photos}
+            predictions,
+            {name: part.boxes for name, part in faces.items()},
+            ignored={name: part.ignore for name, part in faces.items()},
         )
 
 

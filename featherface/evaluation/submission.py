@@ -6,6 +6,7 @@ cost up to 0.7 AP points.
 """
 
 import os
+import tempfile
 import warnings
 import zipfile
 from collections import Counter
@@ -17,7 +18,6 @@ from typing import TypeAlias
 import numpy as np
 
 from featherface.errors import DataError
-from featherface.files import write_text
 from featherface.structures import Detections
 
 # {image name: (K, 5) x, y, w, h, score, or Detections}, or a submission folder or zip
@@ -147,22 +147,45 @@ def write_submission(
     """Write {"<event>/<image stem>": (K, 5) x, y, w, h, score, or Detections} as `folder` files.
 
     Rows are sorted by score; coordinates have three decimals and scores nine digits, which tells
-    any two float32 scores apart. Each file is written atomically. DataError for malformed
-    detections (before anything is written) and for names that lead out of the folder.
+    any two float32 scores apart. No half-written file ever replaces a good one, and none is
+    replaced before all are written. DataError for malformed detections (before anything is
+    written) and for names that lead out of the folder.
     """
-    texts = {}
+    texts: dict[Path, str] = {}
     for name, value in predictions.items():
         target = Path(f"{image_key(name)}.txt")
         if target.is_absolute() or ".." in target.parts:
             raise DataError(f"{name!r} is no name for a prediction file: use <event>/<image>")
         rows = as_rows(value, f"image {name}")
         rows = rows[np.argsort(-rows[:, 4], kind="stable")]
-        lines = ["{:.3f} {:.3f} {:.3f} {:.3f} {:.9g}".format(*row) for row in rows]
+        lines = ["{:.3f} {:.3f} {:.3f} {:.3f} {:.9g}".format(*row) for row in rows.tolist()]
         shown = name.rsplit("/", 1)[-1]
         shown = f"{shown}.jpg" if image_key(shown) == shown else shown
         texts[target] = "\n".join([shown, str(len(lines)), *lines, ""])
-    for target, text in texts.items():
-        write_text(Path(folder) / target, text)
+    _write_together(Path(folder), texts)
+
+
+def _write_together(folder: Path, texts: Mapping[Path, str]) -> None:
+    """Write {path relative to `folder`: text}: all aside, one sync, then all into place.
+
+    Waiting for the disk after each of 3,226 files takes many times as long as one sync for all of
+    them, which promises the same: no name points to content that is not on the disk. An error or
+    Ctrl-C before the last step leaves the folder as it was; one during it leaves whole files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # inside the folder, so that moving is a rename; no .txt, so that no reader ever takes them
+    with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as aside:
+        written = []
+        for number, (target, text) in enumerate(texts.items()):
+            temporary = Path(aside, str(number))
+            temporary.write_text(text, encoding="utf-8", newline="\n")
+            written.append((temporary, folder / target))
+        if hasattr(os, "sync"):  # not on Windows
+            os.sync()
+        for parent in {target.parent for _, target in written}:
+            parent.mkdir(parents=True, exist_ok=True)
+        for temporary, target in written:
+            os.replace(temporary, target)
 
 
 def _folder_texts(folder: Path) -> Iterator[tuple[str, bytes]]:

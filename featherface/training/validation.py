@@ -1,11 +1,14 @@
 """AP during training: what chooses the best weights. Never the training loss."""
 
 import math
+from pathlib import Path
 
 from torch import nn
 
 from featherface.config import EVALUATION_SCORE, TrainConfig
+from featherface.data.widerface import find_dataset
 from featherface.detector import Detector
+from featherface.errors import ConfigError
 from featherface.evaluation.run import detect_photos
 from featherface.evaluation.sets import find_evaluation_set
 
@@ -13,11 +16,13 @@ from featherface.evaluation.sets import find_evaluation_set
 class Validator:
     """Measures a network on the val split of the training data, or on a seeded part of it.
 
-    Raises DataError at the start, not after hours, when there is nothing to measure on.
+    Raises at the start, not after hours: DataError when there is nothing to measure on, ConfigError
+    when that would be the training photos themselves.
     """
 
     def __init__(self, config: TrainConfig) -> None:
         found = find_evaluation_set(config.data, "val")
+        refuse_training_photos(config)
         self.photos = found.sample(config.validate_photos or found.count, seed=config.seed)
         self.protocol = config.validate_protocol
 
@@ -35,3 +40,18 @@ class Validator:
         scores = {name: value for name, value in scores.items() if not math.isnan(value)}
         mean = sum(scores.values()) / max(1, len(scores))
         return {"val_ap": scores.get("val_ap_all", mean), **scores}
+
+
+def refuse_training_photos(config: TrainConfig) -> None:
+    """ConfigError if the val split has the annotation that is trained on.
+
+    A plain folder (images/ and one annotation) is given for any split. Weights chosen by AP on the
+    training photos would be those that know them best by heart.
+    """
+    training = find_dataset(config.data, config.split, config.training_dataset).annotation
+    validation = find_dataset(config.data, "val").annotation
+    if validation.samefile(training):
+        raise ConfigError(
+            f"{validation}: training and validation would use the same photos; put others under "
+            f"{Path(config.data) / 'val'} (images/ and label.txt), or leave out --validate-every"
+        )
