@@ -95,42 +95,52 @@ class Matches(NamedTuple):
     ignored: Tensor  # (B, A) bool: no part in the loss; never positive
 
 
-def _matching_boxes(targets: Target) -> Tensor:
-    """The boxes to match (B, F, 4): an ignored face counts as at least one smallest anchor large,
+def _judge(targets: Target) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes to match (B, F, 4), and which faces are wanted and which ignored (B, F).
 
-    because a face of 3 px reaches IoU 0.35 with no anchor, and its place would become background.
+    A face too small for any anchor to be forced on it (under about 7 × 7 px) is ignored too: it
+    could not become positive, and as background it would be among the hardest negatives. To take
+    anchors out of the loss, an ignored face counts as at least as large as the smallest anchor.
     """
+    smallest = min(ANCHOR_SIZES[0])
     center, size = box_convert(targets.boxes, "xyxy", "cxcywh").split(2, dim=-1)
-    half = size.clamp(min=min(ANCHOR_SIZES[0])) / 2
+    present = targets.weight > 0
+    ignored = present & (targets.ignore | (size.prod(-1) < FORCED_IOU * smallest**2))
+    half = size.clamp(min=smallest) / 2
     grown = torch.cat((center - half, center + half), dim=-1)
-    return torch.where(targets.ignore[..., None], grown, targets.boxes)
+    boxes = torch.where(ignored[..., None], grown, targets.boxes)
+    return boxes, present & ~ignored, ignored
 
 
 def match(targets: Target, anchors: Tensor) -> Matches:
     """Match a padded batch of faces (B, F) to anchors (A, 4), without a loop over images.
 
     Positive: IoU ≥ 0.35 with a face, for its best face; and each face's best anchor if their IoU is
-    ≥ 0.2 (of two faces that share it the later one wins). An ignored face takes the anchors that it
-    would have matched out of the loss.
+    ≥ 0.2 (of faces that share it the one of highest weight wins, of equal ones the last). An
+    ignored face takes the anchors that it would have matched out of the loss.
     """
     batch, faces = targets.boxes.shape[:2]
-    boxes, anchor_boxes = _matching_boxes(targets), box_convert(anchors, "cxcywh", "xyxy")
-    present = targets.weight > 0
+    boxes, wanted, ignorable = _judge(targets)
+    anchor_boxes = box_convert(anchors, "cxcywh", "xyxy")
+    # rank of a face in the fight for an anchor; its number is the remainder by faces + 1
+    rank = (targets.weight * 1000).long() * (faces + 1) + torch.arange(
+        1, faces + 1, device=anchors.device
+    )
     best = torch.zeros(batch, len(anchors), device=anchors.device)
     face = torch.zeros_like(best, dtype=torch.long)
-    forced = torch.zeros_like(face)  # 1 + the face that takes this anchor by force
+    forced = torch.zeros_like(face)  # rank of the face that takes this anchor by force, or 0
     ignored = torch.zeros_like(best, dtype=torch.bool)
     for start in range(0, faces, _FACES_AT_ONCE):
         part = slice(start, start + _FACES_AT_ONCE)
         iou = box_iou(boxes[:, part].flatten(0, 1), anchor_boxes).unflatten(0, (batch, -1))
-        ignore = (targets.ignore & present)[:, part, None]
-        ignored |= (iou.masked_fill(~ignore, 0.0) >= POSITIVE_IOU).any(dim=1)
-        iou = iou.masked_fill(ignore | ~present[:, part, None], 0.0)  # (B, f, A)
+        ignored |= ((iou >= POSITIVE_IOU) & ignorable[:, part, None]).any(dim=1)
+        iou = iou.masked_fill(~wanted[:, part, None], 0.0)  # (B, f, A)
         part_best, part_face = iou.max(dim=1)  # (B, A)
         face = torch.where(part_best > best, part_face + start, face)
         best = torch.maximum(best, part_best)
         own_best, own_anchor = iou.max(dim=2)  # (B, f)
-        number = torch.arange(1, iou.shape[1] + 1, device=iou.device) + start
-        forced.scatter_reduce_(1, own_anchor, number * (own_best >= FORCED_IOU), "amax")
+        claim = rank[:, part] * (own_best >= FORCED_IOU)
+        forced.scatter_reduce_(1, own_anchor, claim, "amax")
     positive = (best >= POSITIVE_IOU) | (forced > 0)
-    return Matches(torch.where(forced > 0, forced - 1, face), positive, ignored & ~positive)
+    face = torch.where(forced > 0, forced % (faces + 1) - 1, face)
+    return Matches(face, positive, ignored & ~positive)

@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 wrong input (one line on stderr says what, where and what 
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -66,6 +67,9 @@ def add_config_flags(target: argparse.ArgumentParser, defaults: TrainConfig) -> 
 
 def run(main: Callable[[], None]) -> None:
     """Call `main` and exit: a deliberate error is one line and code 2, Ctrl-C is code 130."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a console without α must not end a run
     try:
         main()
     except FeatherFaceError as error:

@@ -5,6 +5,7 @@ the configuration table of the notebook, so a setting is described here and nowh
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -111,22 +112,31 @@ class TrainConfig:
 
 
 def _check(config: TrainConfig) -> None:
-    positive = ("image_size", "batch_size", "epochs", "lr", "temperature", "save_every")
-    for name in positive:
-        if not getattr(config, name) > 0:
-            raise ConfigError(f"{name} must be above 0; got {getattr(config, name)!r}")
-    shares = ("alpha", "flip_prob", "photometric_prob", "mixup_prob", "cutmix_prob")
-    for name in shares:
-        if not 0 <= getattr(config, name) <= 1:
-            raise ConfigError(f"{name} must lie in 0..1; got {getattr(config, name)!r}")
-    if not 0 <= config.ema_decay < 1 or not 0 <= config.dropblock_prob < 1:
-        raise ConfigError("ema_decay and dropblock_prob must lie in 0..1, below 1")
-    if config.dropblock_size % 2 == 0:
-        raise ConfigError(f"dropblock_size must be odd; got {config.dropblock_size}")
-    if not 0 < config.crop_scale_min <= config.crop_scale_max:
-        raise ConfigError("crop scales need 0 < crop_scale_min <= crop_scale_max")
-    if config.image_size % PAD_MULTIPLE:
-        raise ConfigError(f"image_size must be a multiple of {PAD_MULTIPLE}")
+    """ConfigError for the first setting that cannot work."""
+    positive = "image_size batch_size epochs lr temperature save_every"
+    not_negative = (
+        "limit min_face feature_weight mixup_alpha dropblock_prob box_weight landmark_weight "
+        "negative_ratio min_lr weight_decay warmup_epochs clip_norm ema_decay seed "
+        "validate_every validate_photos"
+    )
+    shares = "alpha flip_prob photometric_prob mixup_prob cutmix_prob"
+    limits = (
+        (positive, "be above 0", lambda v: 0 < v < math.inf),
+        (not_negative, "be 0 or more", lambda v: 0 <= v < math.inf),
+        (shares, "lie in 0..1", lambda v: 0 <= v <= 1),
+        ("ema_decay dropblock_prob", "be below 1", lambda v: v < 1),
+        ("num_workers", "be -1 or more", lambda v: v >= -1),
+        ("dropblock_size", "be odd and above 0", lambda v: v > 0 and v % 2 == 1),
+        ("image_size", f"be a multiple of {PAD_MULTIPLE}", lambda v: v % PAD_MULTIPLE == 0),
+        ("min_lr", "be at most lr", lambda v: v <= config.lr),
+        ("crop_scale_min", "be above 0", lambda v: v > 0),
+        ("crop_scale_max", "be finite and at least crop_scale_min",
+         lambda v: config.crop_scale_min <= v < math.inf),
+    )  # fmt: skip
+    for names, rule, holds in limits:
+        for name in names.split():
+            if not holds(getattr(config, name)):
+                raise ConfigError(f"{name} must {rule}; got {getattr(config, name)!r}")
 
 
 V2 = TrainConfig()  # the published recipe: T = 4, α = 0.7, MixUp, CutMix, DropBlock, 400 epochs

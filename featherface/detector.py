@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from featherface.config import DISPLAY_SCORE, NMS_IOU
 from featherface.devices import pick_device
-from featherface.errors import CheckpointError, ConfigError
+from featherface.errors import CheckpointError, ConfigError, DataError
 from featherface.images import (
     ImageSource,
     fit_long_side,
@@ -100,6 +100,8 @@ class Detector:
         Images whose padded sizes agree share a forward of at most MAX_BATCH_PIXELS. Each image is
         read when its turn comes, so an iterator of paths holds few of them in memory at once.
         """
+        if isinstance(images, (str, os.PathLike)):
+            raise DataError(f"detect_batch takes a list of images; for one use detect({images!r})")
         found: dict[int, Detections] = {}
         waiting: dict[tuple[int, int], list[_Prepared]] = {}
         for index, source in enumerate(images):
@@ -137,8 +139,8 @@ def _load(weights: str | os.PathLike | None) -> nn.Module:
 
     if weights is None and not SHIPPED_WEIGHTS.is_file():
         raise CheckpointError(
-            f"the shipped weights are not at {SHIPPED_WEIGHTS}: give weights=…, "
-            "or train them with scripts/train_v2.py"
+            f"the shipped weights are not at {SHIPPED_WEIGHTS}: name others (weights=… in Python, "
+            "--weights in a script), or train them with scripts/train_v2.py"
         )
     return load_model(SHIPPED_WEIGHTS if weights is None else weights)
 

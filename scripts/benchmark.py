@@ -42,10 +42,10 @@ def add_loader(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument(*flag("data"), default="data/widerface", help="data folder")
     command.add_argument(*flag("image_size"), type=int, default=640, help="side, pixels")
-    command.add_argument(*flag("batch_size"), type=int, default=16, help="images a batch")
+    command.add_argument(*flag("batch_size"), type=count, default=16, help="images a batch")
     command.add_argument(*flag("num_workers"), type=int, default=2, help="loader processes")
-    command.add_argument(*flag("photos"), type=int, default=256, help="the first N photos")
-    command.add_argument(*flag("rounds"), type=int, default=5, help="paired rounds")
+    command.add_argument(*flag("photos"), type=count, default=256, help="the first N photos")
+    command.add_argument(*flag("rounds"), type=count, default=5, help="paired rounds")
     command.set_defaults(measure=loader)
 
 
@@ -56,9 +56,17 @@ def add_loss(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument(*flag("data"), default="data/widerface", help="data folder")
     command.add_argument(*flag("image_size"), type=int, default=640, help="side, pixels")
-    command.add_argument(*flag("batch_size"), type=int, default=32, help="images a batch")
-    command.add_argument(*flag("rounds"), type=int, default=5, help="paired rounds")
+    command.add_argument(*flag("batch_size"), type=count, default=32, help="images a batch")
+    command.add_argument(*flag("rounds"), type=count, default=5, help="paired rounds")
     command.set_defaults(measure=loss)
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1; got {value}")
+    return value
 
 
 def main() -> None:

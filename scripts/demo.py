@@ -22,7 +22,7 @@ from featherface.training.engine import train
 
 
 def real_photograph(folder: Path) -> Path | None:
-    """NASA's portrait of the astronaut Eileen Collins (public domain), as scikit-image carries it."""
+    """NASA's portrait of Eileen Collins, in the public domain, as scikit-image carries it."""
     try:
         from skimage import data, io
     except ImportError:
@@ -42,11 +42,11 @@ def main() -> None:
     started, out = time.monotonic(), Path(arguments.out)
 
     print("1/4  the data set: drawn photographs of people, with boxes and landmarks")
-    data = make_demo(arguments.data, train=240, val=40)
-    common = {"data": str(data), "image_size": 256, "batch_size": 16, "lr": 4e-3, "save_every": 50}
+    data = make_demo(arguments.data, train=600, val=40)
+    common = {"data": str(data), "image_size": 192, "batch_size": 16, "lr": 4e-3, "save_every": 50}
 
     print("2/4  V1, the teacher (592,371 parameters), from scratch")
-    v1 = PRESETS["v1"].replace(**common, init="scratch", epochs=14, save_folder=str(out / "v1"))
+    v1 = PRESETS["v1"].replace(**common, init="scratch", epochs=4, save_folder=str(out / "v1"))
     teacher = train(v1, overwrite=True)
 
     print("3/4  V2, the student (256,156 parameters), distilled from it")

@@ -112,7 +112,8 @@ def reference_match(boxes: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
 
 def test_match_equals_its_definition_with_padding_and_many_faces():
     anchors = make_anchors(320, 320)
-    images = [some_boxes(n).clamp(max=320) for n in (70, 1, 5)]
+    images = [some_boxes(n) * 0.5 for n in (70, 1, 5)]
+    images = [box + torch.tensor([0, 0, 8, 8]) for box in images]  # none too small to match
     targets = make_targets(*[[tuple(box) for box in boxes.tolist()] for boxes in images], [])
     matches = match(targets, anchors)
     for row, boxes in enumerate(images):
@@ -124,18 +125,38 @@ def test_match_equals_its_definition_with_padding_and_many_faces():
     assert not matches.ignored.any()
 
 
-def test_a_small_face_gets_one_forced_anchor_and_a_tiny_one_none():
+@pytest.mark.parametrize("offset", [0.0, 3.0, 4.5])
+def test_a_small_face_is_positive_or_ignored_but_never_background(offset):
     anchors = make_anchors(64, 64)
-    small, tiny = (16, 16, 24, 24), (40, 40, 43, 43)
-    matches = match(make_targets([small], [tiny]), anchors)
-    assert matches.positive.sum(dim=1).tolist() == [1, 0]
+    for side in range(1, 12):
+        start = 24 + offset
+        matches = match(make_targets([(start, start, start + side, start + side)]), anchors)
+        if side >= 8:
+            assert matches.positive.any() and not matches.ignored.any()
+        else:
+            assert matches.ignored.any() and not matches.positive.any()
+            near = (anchors[matches.ignored[0]][:, :2] - (start + side / 2)).abs()
+            assert (near <= 12).all()
+
+
+def test_two_faces_that_share_an_anchor_leave_it_to_the_heavier():
+    anchors = make_anchors(64, 64)
+    targets = make_targets([(9, 9, 17, 17), (10, 10, 18, 18)])  # both fit only one small anchor
+    for weight, winner in (((0.9, 0.1), 0), ((0.1, 0.9), 1), ((0.5, 0.5), 1)):
+        matches = match(targets._replace(weight=torch.tensor([weight])), anchors)
+        shared = matches.face[matches.positive]
+        assert winner in shared.tolist()
+        best = box_iou(targets.boxes[0], box_convert(anchors, "cxcywh", "xyxy")).argmax(dim=1)
+        if best[0] == best[1]:
+            assert matches.face[0, best[0]] == winner
 
 
 def test_ignored_faces_take_their_anchors_out_of_the_loss():
     anchors = make_anchors(64, 64)
     targets = make_targets([(18, 18, 21, 21), (2, 2, 40, 40)])
     ignored = targets._replace(ignore=torch.tensor([[True, False]]))
-    plain, matches = match(targets, anchors), match(ignored, anchors)
+    large = make_targets([(2, 2, 40, 40)])
+    plain, matches = match(large, anchors), match(ignored, anchors)
     assert not plain.ignored.any()
     assert matches.ignored.any()
     assert not (matches.ignored & matches.positive).any()

@@ -6,6 +6,7 @@ from conftest import make_targets
 from torch.nn import functional as F
 
 from featherface.anchors import encode_boxes, encode_landmarks, make_anchors, match
+from featherface.data.mixing import blend
 from featherface.losses.distillation import Distillation, class_kl, pearson_distance
 from featherface.losses.multibox import hard_negatives, multibox_loss
 from featherface.structures import Predictions, Target
@@ -123,6 +124,30 @@ def test_a_faces_weight_scales_its_gradient():
     multibox_loss(predictions, light, ANCHORS)["box"].backward()
     grad = predictions.box_deltas.grad
     torch.testing.assert_close(grad[1], 0.25 * grad[0])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.05, 0.3, 0.5, 0.999, 1.0])
+def test_mixing_an_image_with_itself_costs_what_it_costs_alone(share):
+    """Neither the ghosts of a faint image nor twice the faces may change the scale of the loss."""
+    targets = make_targets(FACES[0], FACES[0])
+    count = len(ANCHORS)
+    silent = Predictions(*(torch.zeros(2, count, n) for n in (4, 2, 10)))
+    plain = multibox_loss(silent, targets, ANCHORS)
+    images = torch.zeros(2, 3, 64, 64)
+    _, mixed = blend(images, targets, torch.full((2,), share))
+    both = multibox_loss(silent, mixed, ANCHORS)
+    assert float(both["class"]) == pytest.approx(float(plain["class"]), rel=0.2)
+    assert float(both["box"]) == pytest.approx(float(plain["box"]), rel=0.2)
+
+
+def test_a_ghost_does_not_take_a_real_faces_anchors():
+    real, ghost = make_targets([(6, 6, 22, 22)]), make_targets([(8, 8, 24, 24)])
+    pair = Target(*(torch.cat(parts) for parts in zip(real, ghost, strict=True)))
+    _, mixed = blend(torch.zeros(2, 3, 64, 64), pair, torch.tensor([0.99, 0.99]))
+    own = match(real, ANCHORS).positive[0]
+    matches = match(mixed, ANCHORS)
+    assert matches.positive[0][own].all()
+    assert (matches.face[0][own] == 0).all()
 
 
 def test_hard_negatives_are_the_worst_candidates():

@@ -36,7 +36,9 @@ def floor_of(module: str) -> int:
 def imports_of(file: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("featherface."):
+        if isinstance(node, ast.ImportFrom) and node.module == "featherface":
+            found |= {f"featherface.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("featherface."):
             found.add(node.module)
         elif isinstance(node, ast.Import):
             found |= {a.name for a in node.names if a.name.startswith("featherface.")}

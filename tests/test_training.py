@@ -5,11 +5,11 @@ import os
 import signal
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tiny_sets import draw_squares
 
 from featherface.checkpoint import FORMAT, load_model, read_file, write_file
 from featherface.config import TrainConfig
@@ -25,28 +25,7 @@ from featherface.training.validation import Validator
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """Photos with one or two bright squares as faces, eight and four, in the official layout."""
-    root = tmp_path_factory.mktemp("data")
-    (root / "wider_face_split").mkdir()
-    draw_split(root, "train", 8)
-    draw_split(root, "val", 4)
-    return root
-
-
-def draw_split(root: Path, split: str, count: int) -> None:
-    folder = root / f"WIDER_{split}/images/0--Squares"
-    folder.mkdir(parents=True)
-    random, lines = np.random.default_rng(0), []
-    for number in range(count):
-        image = random.integers(0, 90, (120, 160, 3), np.uint8)
-        boxes = [(20 + 4 * number, 30, 40, 48)] + [(100, 20, 24, 30)] * (number % 2)
-        for x, y, w, h in boxes:
-            image[y : y + h, x : x + w] = 220
-            image[y + h // 3 : y + h // 3 + 6, x + 6 : x + w - 6] = 20
-        cv2.imwrite(str(folder / f"{number}.jpg"), image)
-        lines += [f"0--Squares/{number}.jpg", str(len(boxes))]
-        lines += [f"{x} {y} {w} {h} 0 0 0 0 0 0" for x, y, w, h in boxes]
-    annotation = root / f"wider_face_split/wider_face_{split}_bbx_gt.txt"
-    annotation.write_text("\n".join(lines) + "\n")
+    return draw_squares(tmp_path_factory.mktemp("data"), train=8, val=4)
 
 
 @pytest.fixture(scope="module")
@@ -77,11 +56,24 @@ def trained(config: TrainConfig, **options) -> dict[str, torch.Tensor]:
     return read_file(engine.train(config, progress=False, **options))["model"]
 
 
+def interrupting(monkeypatch, steps: int, number: int = signal.SIGINT) -> None:
+    """Make training send itself a signal after so many steps."""
+    update, done = engine._update, []
+
+    def wrapped(run: Run, losses) -> None:
+        update(run, losses)
+        done.append(1)
+        if len(done) == steps:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(engine, "_update", wrapped)
+
+
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_run_writes_its_files_and_a_row_an_epoch(config, data):
+def test_a_run_writes_its_files_and_a_row_an_epoch(config):
     final = engine.train(config, progress=False)
     names = {path.name for path in final.parent.iterdir()}
     assert names == {
@@ -100,7 +92,7 @@ def test_a_run_writes_its_files_and_a_row_an_epoch(config, data):
     np.testing.assert_allclose(log["loss"], mixed, rtol=1e-3)
     content = read_file(final)
     assert content["config"]["seed"] == 0 and content["epoch"] == 2
-    assert content["data"] == {"source": str(data), "photos": 8, "faces": 12}
+    assert (content["data"]["photos"], content["data"]["faces"]) == (8, 12)
     assert "optimizer" not in content and final.stat().st_size < 1_400_000
     json.dumps(content["versions"])
     assert load_model(final).name == "v2"
@@ -118,18 +110,9 @@ def test_one_seed_gives_one_result_with_or_without_workers(config):
 @pytest.mark.parametrize("steps", [3, 4, 6])  # inside, at the end of, and after the first epoch
 def test_interrupted_and_resumed_is_bit_identical(config, monkeypatch, steps):
     expected = trained(config.replace(save_folder=config.save_folder + "_whole"))
-    update, done = engine._update, []
-
-    def interrupt(run: Run, losses) -> None:
-        update(run, losses)
-        done.append(1)
-        if len(done) == steps:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(engine, "_update", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupting(patch, steps)
         engine.train(config, progress=False)
-    monkeypatch.setattr(engine, "_update", update)
     last = engine.checkpoint_path(config, "last")
     assert equal(expected, trained(config, resume=last))
     whole = pd.read_csv(Path(config.save_folder + "_whole") / "training_log.csv")
@@ -211,7 +194,7 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(config, monkey
     monkeypatch.setattr(engine, "_update", poison)
     with pytest.raises(TrainingError, match="the loss became nan"):
         engine.train(config, progress=False)
-    assert not Path(config.save_folder).exists()
+    assert list(Path(config.save_folder).iterdir()) == []
 
 
 def test_resume_refuses_what_would_be_another_run(config, teacher):
@@ -278,7 +261,8 @@ def test_validation_picks_the_best_weights_by_ap(config, data, monkeypatch):
     log = pd.read_csv(Path(config.save_folder) / "training_log.csv")
     assert log["val_ap"].tolist() == [0.2, 0.7, 0.5] and seen == [3, 3, 3]
     best = read_file(engine.checkpoint_path(config, "best"))
-    assert best["epoch"] == 2 and best["validation"] == {"val_ap": 0.7}
+    assert best["epoch"] == 1 and best["validation"]["val_ap"] == 0.7
+    assert "3 of 4 images" in best["validation"]["on"], "a subset is called a subset"
     assert load_model(engine.checkpoint_path(config, "best")).name == "v2"
 
 
@@ -301,7 +285,7 @@ def test_validation_on_the_training_photos_is_refused(config, data, tmp_path):
     same = config.replace(data=str(plain), validate_every=1)
     with pytest.raises(ConfigError, match=r"same photos.*--validate-every") as caught:
         engine.train(same, progress=False)
-    assert "\n" not in str(caught.value) and not Path(config.save_folder).exists()
+    assert "\n" not in str(caught.value) and not list(Path(config.save_folder).iterdir())
     with pytest.raises(ConfigError, match="same photos"):  # by the other flags
         Validator(config.replace(split="val"))
     with pytest.raises(ConfigError, match="same photos"):
@@ -311,21 +295,64 @@ def test_validation_on_the_training_photos_is_refused(config, data, tmp_path):
     assert Validator(config.replace(training_dataset=str(annotation))).photos.count == 4
 
 
-def test_an_unfinished_run_is_not_replaced_by_accident(config, monkeypatch):
+def test_a_run_is_not_replaced_by_accident(config, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupting(patch, 5, signal.SIGTERM)
+        engine.train(config, progress=False)
+    assert engine.checkpoint_path(config, 1).exists()
+    with pytest.raises(TrainingError, match=r"a run lies here.*--resume.*--overwrite"):
+        engine.train(config, progress=False)
+    engine.train(config.replace(epochs=1, save_every=5), overwrite=True, progress=False)
+    assert not engine.checkpoint_path(config, 1).exists(), "the old run's checkpoints must go"
+    with pytest.raises(TrainingError, match="a run lies here"):
+        engine.train(config, progress=False)
+
+
+def test_resuming_on_other_photos_is_refused(config):
+    engine.train(config.replace(epochs=1), progress=False)
+    last = engine.checkpoint_path(config, "last")
+    with pytest.raises(ConfigError, match=r"other photos \(8 photos.*now 4 photos"):
+        engine.train(config.replace(epochs=1, limit=4), resume=last, progress=False)
+
+
+def test_weights_that_are_no_numbers_are_never_saved(config, monkeypatch):
     update = engine._update
 
-    def interrupt(run: Run, losses) -> None:
+    def poison(run: Run, losses) -> None:
         update(run, losses)
-        os.kill(os.getpid(), signal.SIGTERM)
+        with torch.no_grad():
+            run.model.heads.boxes[0].bias[0] = float("nan")
+            run.sums["loss"] = torch.tensor(1.0)  # the loss alone does not show it
 
-    monkeypatch.setattr(engine, "_update", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(engine, "_update", poison)
+    with pytest.raises(TrainingError, match=r"not a number \(model\."):
+        engine.train(config.replace(epochs=1, ema_decay=0.0), progress=False)
+    assert list(Path(config.save_folder).glob("*.pth")) == []
+
+
+def test_interrupted_while_validating_loses_nothing(config, monkeypatch):
+    config = config.replace(validate_every=1)
+    monkeypatch.setattr(Validator, "__call__", lambda self, model: {"val_ap": 0.0})
+    expected = trained(config.replace(save_folder=config.save_folder + "_whole"))
+
+    def impatient(self, model):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Validator, "__call__", impatient)
         engine.train(config, progress=False)
-    monkeypatch.setattr(engine, "_update", update)
-    with pytest.raises(TrainingError, match=r"unfinished run lies here \(epoch 0 of 2\).*--resume"):
-        engine.train(config, progress=False)
-    engine.train(config, overwrite=True, progress=False)
-    engine.train(config, progress=False)  # a finished run may be made again
+    last = engine.checkpoint_path(config, "last")
+    assert equal(expected, trained(config, resume=last))
+    log = pd.read_csv(Path(config.save_folder) / "training_log.csv")
+    assert log["epoch"].tolist() == [1, 2] and log["val_ap"].tolist() == [0.0, 0.0]
+    assert engine.checkpoint_path(config, "best").exists(), "an AP of 0 is still the best so far"
+
+
+def test_a_folder_that_cannot_be_written_to_is_said_at_once(config, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(engine, "read_split", lambda *_, **__: pytest.fail("too late"))
+    with pytest.raises(OSError):
+        engine.train(config.replace(save_folder=str(tmp_path / "file")), progress=False)
 
 
 def test_the_teacher_must_be_v1(config):

@@ -86,3 +86,24 @@ def retinaface_set(root: Path, split: str = "train", photos: dict | None = None)
     for name in photos:
         write_photo(root / split / "images" / name)
     return write_text(root / split / "label.txt", landmark_text(photos))
+
+
+def draw_squares(root: Path, *, train: int, val: int) -> Path:
+    """Photos with one or two bright squares as faces, in the official layout: easy to learn."""
+    (root / "wider_face_split").mkdir(parents=True)
+    for split, count in (("train", train), ("val", val)):
+        folder = root / f"WIDER_{split}/images/0--Squares"
+        folder.mkdir(parents=True)
+        random, lines = np.random.default_rng(0), []
+        for number in range(count):
+            image = random.integers(0, 90, (120, 160, 3), np.uint8)
+            boxes = [(20 + 4 * number, 30, 40, 48)] + [(100, 20, 24, 30)] * (number % 2)
+            for x, y, w, h in boxes:
+                image[y : y + h, x : x + w] = 220
+                image[y + h // 3 : y + h // 3 + 6, x + 6 : x + w - 6] = 20
+            cv2.imwrite(str(folder / f"{number}.jpg"), image)
+            lines += [f"0--Squares/{number}.jpg", str(len(boxes))]
+            lines += [f"{x} {y} {w} {h} 0 0 0 0 0 0" for x, y, w, h in boxes]
+        annotation = root / f"wider_face_split/wider_face_{split}_bbx_gt.txt"
+        annotation.write_text("\n".join(lines) + "\n")
+    return root

@@ -100,7 +100,19 @@ class FaceLoader(DataLoader):
     """A DataLoader that yields Batch and raises the DataErrors that its workers met."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        while True:
+            try:
+                batch = next(batches, None)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                raise DataError(
+                    "a loader process was ended from outside, often for want of memory: go on "
+                    "with --resume and a lower --num-workers"
+                ) from error
+            if batch is None:
+                return
             if isinstance(batch, DataError):
                 # a new one: an exception that its own frame refers to keeps the loader in a
                 # cycle, and torch then waits 5 s for each worker to end
@@ -146,6 +158,7 @@ def make_loader(photos: Sequence[Photo], config: TrainConfig) -> tuple[FaceLoade
 
 def _one_thread(worker: int) -> None:
     """Workers share the cores; threads inside each would only get in each other's way."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the training process's to handle
+    for number in (signal.SIGINT, signal.SIGTERM):  # the training process's to handle
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

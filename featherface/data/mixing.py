@@ -17,6 +17,7 @@ from torch import Tensor
 from featherface.errors import ConfigError
 from featherface.structures import Target
 
+IGNORED_SHARE = 0.1  # MixUp: faces of an image blended in with less than this are ignored
 KEPT_VISIBLE = 0.5  # a face with at least this share of its area visible stays a face
 IGNORED_VISIBLE = 0.1  # with less than that but at least this it is ignored; with less, dropped
 
@@ -84,13 +85,23 @@ def cutmix(
 
 
 def blend(images: Tensor, targets: Target, share: Tensor) -> tuple[Tensor, Target]:
-    """share·image + (1 − share)·partner for share (B,); faces of both, weighted likewise."""
+    """share·image + (1 − share)·partner for share (B,); faces of both, weighted likewise.
+
+    The faces of an image with a share under IGNORED_SHARE are ignored: nobody could see them well,
+    and as positives they would take anchors from the faces that are seen.
+    """
     partner = _partners(targets)
     ratio = share.to(images.dtype)[:, None, None, None]
     mixed = torch.lerp(images.roll(-1, 0), images, ratio)  # a share of 1 gives the very image
-    own = targets._replace(weight=targets.weight * share[:, None])
-    other = partner._replace(weight=partner.weight * (1 - share[:, None]))
-    return mixed, _union(own, other)
+    return mixed, _union(_faded(targets, share), _faded(partner, 1 - share))
+
+
+def _faded(targets: Target, share: Tensor) -> Target:
+    """Faces (B, F) of images that are blended in with share (B,)."""
+    return targets._replace(
+        weight=targets.weight * share[:, None],
+        ignore=targets.ignore | (share < IGNORED_SHARE)[:, None],
+    )
 
 
 def paste(images: Tensor, targets: Target, rectangles: Tensor) -> tuple[Tensor, Target]:

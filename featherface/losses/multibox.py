@@ -32,10 +32,11 @@ def _classification(
     entropy = F.cross_entropy(
         logits.flatten(0, 1), matches.positive.long().flatten(), reduction="none"
     ).view_as(weight)  # (B, A)
-    count = negative_ratio * matches.positive.sum(dim=1).clamp(min=1)
+    positives = weight.sum(dim=1).clamp(min=1.0)  # (B,): two half-transparent faces are one
+    count = (negative_ratio * positives).round()
     candidates = ~(matches.positive | matches.ignored)
     negative = hard_negatives(entropy.detach(), candidates, count)
-    return (entropy * (weight + negative)).sum() / weight.sum(dim=1).clamp(min=1.0).sum()
+    return (entropy * (weight + negative)).sum() / positives.sum()
 
 
 def multibox_loss(

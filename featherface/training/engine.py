@@ -1,5 +1,6 @@
 """The training loop, one for V1 and V2."""
 
+import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -13,12 +14,13 @@ from tqdm.auto import tqdm
 from featherface.config import TrainConfig
 from featherface.data.loader import make_loader
 from featherface.data.mixing import mix
+from featherface.data.prepare import fingerprint
 from featherface.data.widerface import read_split
 from featherface.errors import TrainingError
 from featherface.preprocess import normalise
 from featherface.structures import Batch
 from featherface.training.log import TrainingLog
-from featherface.training.run import Run, refuse_unfinished
+from featherface.training.run import Run
 from featherface.training.schedule import dropblock_probability
 from featherface.training.stopping import GracefulStop
 from featherface.training.validation import Validator
@@ -43,26 +45,27 @@ def train(
 
     Writes checkpoints and training_log.csv to `config.save_folder`. On Ctrl-C or SIGTERM the state
     is saved to …_last.pth and KeyboardInterrupt is raised; `resume` continues to the same result.
-    TrainingError where an unfinished run lies in the folder, unless `overwrite`.
+    TrainingError where another run lies in the folder, unless `overwrite`, which removes it.
     """
-    if resume is None and not overwrite:
-        refuse_unfinished(checkpoint_path(config, "last"))
+    prepare_folder(config, keep=resume is not None, overwrite=overwrite)
     torch.manual_seed(config.seed)
     photos = read_split(config.data, config.split, config.training_dataset, limit=config.limit)
     loader, sampler = make_loader(photos, config)
-    sampler.set_epoch(0)
     validator = Validator(config) if config.validate_every else None
-    run = Run(config, steps_per_epoch=len(loader), start=resume is None)
+    faces = sum(len(photo.boxes) for photo in photos)
+    data = {"photos": len(photos), "faces": faces, "fingerprint": fingerprint(photos)}
+    run = Run(config, steps_per_epoch=len(loader), data=data, start=resume is None)
     log = TrainingLog(Path(config.save_folder) / "training_log.csv")
     if resume:
         run.resume(resume)
         log.resume_from(run.epoch)
-    faces = sum(len(photo.boxes) for photo in photos)
+    total = config.epochs * run.steps_per_epoch
     tqdm.write(
         f"{config.model}: {len(photos):,} photos, {faces:,} faces, {config.epochs} epochs of "
         f"{run.steps_per_epoch} steps on {run.device}, from epoch {run.epoch}"
     )
-    total = config.epochs * run.steps_per_epoch
+    if validator:
+        tqdm.write(f"validation: {validator.description}")
     with (
         GracefulStop() as stop,
         tqdm(total=total, initial=round(run.progress * total), unit="step", disable=not progress)
@@ -71,17 +74,41 @@ def train(
         while run.epoch < config.epochs:
             sampler.set_epoch(run.epoch, start=run.batch * config.batch_size)
             train_one_epoch(run, loader, stop, bar)
-            row = _finish_epoch(run)
-            if validator and (run.epoch % config.validate_every == 0 or run.epoch == config.epochs):
-                row |= _validate(run, validator)
-            log.add(row)
+            due = (run.epoch + 1) % (config.validate_every or 1) == 0
+            scores = {}
+            if validator and (due or run.epoch + 1 == config.epochs):
+                run.save(checkpoint_path(config, "last"))  # measuring can take long
+                scores = _validate(run, validator)
+            log.add(_finish_epoch(run) | scores)
             run.save(checkpoint_path(config, "last"))
             if run.epoch % config.save_every == 0:
                 run.save(checkpoint_path(config, run.epoch))
     final = checkpoint_path(config, "final")
-    data = {"source": config.data, "photos": len(photos), "faces": faces}
-    run.save_weights(final, {"data": data})
+    run.save_weights(final)
     return final
+
+
+def prepare_folder(config: TrainConfig, *, keep: bool, overwrite: bool) -> None:
+    """Make the save folder, see that it can be written to, and that no run lies there.
+
+    With `overwrite` the run that lies there goes, all but its final weights, which stay until
+    there are new ones. TrainingError without; OSError if the folder cannot be written to.
+    """
+    folder = Path(config.save_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+    last = checkpoint_path(config, "last")
+    if keep or not last.exists():
+        return
+    if not overwrite:
+        raise TrainingError(
+            f"{last}: a run lies here; go on with --resume, or start anew with --overwrite or in "
+            "another --save-folder"
+        )
+    name = last.name.removesuffix("last.pth")
+    for old in (*folder.glob(f"{name}epoch_*.pth"), checkpoint_path(config, "best"), last):
+        old.unlink(missing_ok=True)
 
 
 def train_one_epoch(run: Run, loader: Iterable[Batch], stop: GracefulStop, bar: tqdm) -> None:
@@ -89,7 +116,7 @@ def train_one_epoch(run: Run, loader: Iterable[Batch], stop: GracefulStop, bar: 
     config = run.config
     started = time.monotonic() - run.seconds
     run.step.trained.train()
-    amp = config.amp == "auto" and run.device.type == "cuda"
+    amp = config.amp == "auto" and run.device.type == "cuda" and torch.cuda.is_bf16_supported()
     for images, targets in loader:
         if config.model == "v2":
             run.model.set_drop_prob(dropblock_probability(config, run.progress))  # type: ignore[operator]
@@ -138,20 +165,21 @@ def _show(run: Run, bar: tqdm) -> None:
             f"the loss became {mean} in epoch {run.epoch + 1}, step {run.batch}; resume from the "
             "last checkpoint with a lower --lr, or look at the data with scripts/prepare_data.py"
         )
-    speed = run.batch * run.config.batch_size / run.seconds
+    speed = run.batch * run.images_per_step / run.seconds
     bar.set_postfix_str(f"epoch {run.epoch + 1}, loss {mean:.3f}, {speed:.1f} images/s")
 
 
 def _validate(run: Run, validator: Validator) -> dict[str, float]:
-    """The epoch's AP; the weights that reach the highest so far are kept as …_best.pth."""
+    """AP at the end of an epoch; the weights with the highest so far are kept as …_best.pth."""
     scores = validator(run.averaged_model)
     tqdm.write(
-        f"epoch {run.epoch}: "
+        f"epoch {run.epoch + 1}: "
         + ", ".join(f"{name.removeprefix('val_')} {value:.3f}" for name, value in scores.items())
     )
     if scores["val_ap"] > run.best_ap:
         run.best_ap = scores["val_ap"]
-        run.save_weights(checkpoint_path(run.config, "best"), {"validation": scores})
+        note = {**scores, "on": validator.description}
+        run.save_weights(checkpoint_path(run.config, "best"), {"validation": note})
     return scores
 
 
@@ -162,7 +190,7 @@ def _finish_epoch(run: Run) -> dict[str, Any]:
         "epoch": run.epoch + 1,
         "lr": run.scheduler.get_last_lr()[0],
         **means,
-        "images_per_second": run.batch * run.config.batch_size / run.seconds,
+        "images_per_second": run.batch * run.images_per_step / run.seconds,
         "seconds": run.seconds,
     }
     run.epoch, run.batch, run.sums, run.seconds = run.epoch + 1, 0, {}, 0.0

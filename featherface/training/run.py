@@ -32,7 +32,8 @@ TEACHER_HINT = (
 # settings that say where and how fast a run goes, not what it computes: free to change on --resume
 FREE_ON_RESUME = frozenset(
     "data training_dataset teacher_model backbone_weights weights "
-    "num_workers save_folder save_every device".split()
+    "num_workers save_folder save_every device "
+    "validate_every validate_photos validate_protocol".split()
 )
 
 
@@ -54,7 +55,7 @@ def make_model(config: TrainConfig, teacher: nn.Module | None) -> nn.Module:
     elif config.init == "teacher":
         if teacher is None:
             raise ConfigError("--init teacher needs a teacher; V1 has none: imagenet or scratch")
-        model.backbone.load_state_dict(teacher.backbone.state_dict())  # type: ignore[union-attr, operator]
+        model.backbone.load_state_dict(teacher.backbone.state_dict())  # type: ignore[union-attr]
     return model
 
 
@@ -83,9 +84,19 @@ def make_optimizer(step: Step, config: TrainConfig) -> torch.optim.Optimizer:
 class Run:
     """Model, averages, optimizer, schedule and position; everything a resumed run needs."""
 
-    def __init__(self, config: TrainConfig, steps_per_epoch: int, *, start: bool = True) -> None:
-        """start: load what the config starts from; a run to be resumed does not need it."""
-        self.config = config
+    def __init__(
+        self,
+        config: TrainConfig,
+        steps_per_epoch: int,
+        *,
+        data: dict[str, Any] | None = None,
+        start: bool = True,
+    ) -> None:
+        """data: what is trained on, as plain values: a resumed run must have the same.
+
+        start: load what the config starts from; a run to be resumed does not need it.
+        """
+        self.config, self.data = config, data or {}
         self.device = pick_device(config.device)
         self.step = make_step(config if start else config.replace(init="scratch", weights=""))
         self.step.trained.to(self.device)
@@ -99,7 +110,12 @@ class Run:
         self.batch = 0  # batches done of the epoch under way
         self.sums: dict[str, Tensor] = {}  # of the loss terms over those batches
         self.seconds = 0.0  # spent on them
-        self.best_ap = 0.0  # highest validation AP so far
+        self.best_ap = -1.0  # highest validation AP so far
+
+    @property
+    def images_per_step(self) -> int:
+        """The batch size, or the number of photos where there are fewer."""
+        return min(self.config.batch_size, self.data.get("photos", self.config.batch_size))
 
     @property
     def model(self) -> nn.Module:
@@ -121,12 +137,23 @@ class Run:
             "architecture": self.config.model,
             "config": self.config.as_dict(),
             "epoch": self.epoch,
+            "data": self.data,
             "versions": versions(),
             "commit": commit(),
         }
 
+    def _refuse_non_finite(self) -> None:
+        """TrainingError instead of a checkpoint that nothing can go on from."""
+        for name, value in self.step.trained.state_dict().items():
+            if not torch.isfinite(value).all():
+                raise TrainingError(
+                    f"weights became infinite or not a number ({name}); "
+                    "nothing was saved: resume from the last checkpoint, or use a lower --lr"
+                )
+
     def save(self, path: Path) -> None:
         """Everything, to resume from."""
+        self._refuse_non_finite()
         rng = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             rng["cuda"] = torch.cuda.get_rng_state(self.device)
@@ -135,6 +162,7 @@ class Run:
             "trained": self.step.trained.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "steps_per_epoch": self.steps_per_epoch,
             "batch": self.batch,
             "sums": self.sums,
             "best_ap": self.best_ap,
@@ -148,10 +176,11 @@ class Run:
             }
         write_file(path, content)
 
-    def save_weights(self, path: Path, notes: dict[str, Any]) -> None:
+    def save_weights(self, path: Path, notes: dict[str, Any] | None = None) -> None:
         """Only the weights to use, with what made them and the given notes."""
+        self._refuse_non_finite()
         state = {k: v.cpu() for k, v in self.averaged_model.state_dict().items()}
-        write_file(path, self._described() | {"model": state} | notes)
+        write_file(path, self._described() | {"model": state} | (notes or {}))
 
     def resume(self, path: Path) -> None:
         """Continue from `save`'s file, with the same settings as it was made with."""
@@ -162,6 +191,12 @@ class Run:
         if content["architecture"] != self.config.model:
             raise TrainingError(f"{path}: is a run of {content['architecture']}, not of "
                                 f"{self.config.model}")  # fmt: skip
+        if self.data != content["data"] or self.steps_per_epoch != content["steps_per_epoch"]:
+            raise ConfigError(
+                f"{path}: was trained on other photos ({_described_data(content['data'])}; now "
+                f"{_described_data(self.data)}); give it the same data, or start a new run from "
+                "its weights with --weights"
+            )
         self.step.trained.load_state_dict(content["trained"])
         if self.ema:
             self.ema.module.load_state_dict(content["ema"])
@@ -176,17 +211,9 @@ class Run:
             torch.cuda.set_rng_state(content["rng"]["cuda"], self.device)
 
 
-def refuse_unfinished(path: Path) -> None:
-    """TrainingError if `path` is the state of a run that is not at its end: hours could be lost."""
-    if not path.exists():
-        return
-    content = read_file(path)
-    done, wanted = content.get("epoch", 0), content.get("config", {}).get("epochs", 0)
-    if done < wanted:
-        raise TrainingError(
-            f"{path}: an unfinished run lies here (epoch {done} of {wanted}); go on with --resume, "
-            "or start anew with --overwrite or in another --save-folder"
-        )
+def _described_data(data: dict[str, Any]) -> str:
+    fingerprint = str(data.get("fingerprint", ""))[:12]
+    return f"{data.get('photos', 0):,} photos, fingerprint {fingerprint or 'unknown'}"
 
 
 def resumed_config(path: Path, explicit: dict[str, Any]) -> TrainConfig:

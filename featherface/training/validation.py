@@ -25,6 +25,7 @@ class Validator:
         refuse_training_photos(config)
         self.photos = found.sample(config.validate_photos or found.count, seed=config.seed)
         self.protocol = config.validate_protocol
+        self.description = f"{self.photos.description}, protocol {self.protocol}"
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Exact AP in 0..1 of every setting as `val_ap_…`, and their mean as `val_ap`.

@@ -1,0 +1,130 @@
+"""scripts/train_v1.py and train_v2.py as a user types them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from tiny_sets import draw_squares
+
+from featherface.checkpoint import FORMAT, read_file, write_file
+from featherface.config import V1, V2, TrainConfig
+from featherface.models.v1 import FeatherFaceV1
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+
+
+def run(script: str, *arguments: object, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(SCRIPTS / script), *map(str, arguments)]
+    options = {"encoding": "utf-8", **options}
+    return subprocess.run(command, capture_output=True, timeout=120, **options)
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory) -> Path:
+    """A folder with a tiny data set and a teacher."""
+    root = tmp_path_factory.mktemp("ready")
+    draw_squares(root / "data", train=4, val=2)
+    torch.manual_seed(0)
+    state = FeatherFaceV1().state_dict()
+    content = {"format": FORMAT, "architecture": "v1", "model": state}
+    write_file(root / "v1.pth", content)
+    return root
+
+
+def tiny(ready: Path, out: Path) -> list[object]:
+    return [
+        *("--data", ready / "data", "--save-folder", out, "--device", "cpu"),
+        *("--image-size", 64, "--batch_size", 2, "--num_workers", 0),
+    ]
+
+
+@pytest.mark.parametrize(("script", "defaults"), [("train_v1.py", V1), ("train_v2.py", V2)])
+def test_help_lists_every_setting_with_its_default(script, defaults):
+    # a console that cannot print α must not end the run
+    console = {"PYTHONIOENCODING": "cp1252", "COLUMNS": "200"}
+    result = run(script, "--help", env={**os.environ, **console}, encoding="cp1252")
+    assert result.returncode == 0, result.stderr
+    for item in fields(TrainConfig):
+        if item.name == "model":
+            continue
+        assert f"--{item.name.replace('_', '-')} " in result.stdout
+        default = getattr(defaults, item.name)
+        if default != "":
+            assert f"(default: {default})" in result.stdout, item.name
+
+
+def test_train_resume_and_train_again(ready, tmp_path):
+    flags = [*tiny(ready, tmp_path), "--teacher-model", ready / "v1.pth"]
+    first = run("train_v2.py", *flags, "--epochs", 2, "--save_every", 1)
+    assert first.returncode == 0, first.stderr
+    assert f"done: {tmp_path / 'FeatherFaceV2_final.pth'}" in first.stdout
+    assert len(pd.read_csv(tmp_path / "training_log.csv")) == 2
+    again = run("train_v2.py", *flags, "--epochs", 2)
+    assert again.returncode == 2 and "--overwrite" in again.stderr
+    resumed = run(
+        "train_v2.py", "--resume", tmp_path / "FeatherFaceV2_epoch_1.pth", "--save-folder", tmp_path
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    other = run("train_v2.py", "--resume", *flags, "--lr", 0.5)
+    assert other.returncode == 2 and "--lr 0.5 (was 0.001)" in other.stderr
+
+
+def test_quick_is_five_epochs_unless_a_flag_says_otherwise(ready, tmp_path):
+    flags = [*tiny(ready, tmp_path), "--teacher-model", ready / "v1.pth", "--quick", "--seed", 3]
+    result = run("train_v2.py", *flags)
+    assert result.returncode == 0, result.stderr
+    config = read_file(tmp_path / "FeatherFaceV2_final.pth")["config"]
+    assert (config["epochs"], config["image_size"], config["seed"]) == (5, 64, 3)
+
+
+def test_v1_trains_from_the_shell(ready, tmp_path):
+    result = run("train_v1.py", *tiny(ready, tmp_path), "--init", "scratch", "--epochs", 1)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "FeatherFaceV1_final.pth").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data", "nowhere"], "data folder nowhere does not exist"),
+        (["--teacher-model", "nowhere.pth"], "the student needs its V1 teacher"),
+        (["--alpha", "2"], "alpha must lie in 0..1; got 2.0"),
+        (["--clip-norm", "-1"], "clip_norm must be 0 or more"),
+        (["--warmup-epochs", "-1"], "warmup_epochs must be 0 or more"),
+        (["--device", "abacus"], "device 'abacus' is not available"),
+        (["--resume"], "there is nothing to resume"),
+        (["--init", "imagenet"], "mobilenetV1X0.25_pretrain.tar"),
+    ],
+)
+def test_wrong_input_is_one_line_and_code_2(ready, tmp_path, flags, message):
+    base = [*tiny(ready, tmp_path), "--teacher-model", ready / "v1.pth"]
+    result = run("train_v2.py", *base, *flags, cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in result.stderr and "Traceback" not in result.stderr
+    assert result.stderr.strip().count("\n") == 0
+
+
+def test_a_signal_to_the_whole_group_saves_first(ready, tmp_path):
+    """As `timeout`, batch systems and a terminal's Ctrl-C send it: to the workers as well."""
+    flags = [*tiny(ready, tmp_path), "--num-workers", 1, "--epochs", 3000, "--save-every", 3000]
+    command = [sys.executable, SCRIPTS / "train_v2.py", *flags, "--teacher-model", ready / "v1.pth"]
+    process = subprocess.Popen(
+        list(map(str, command)), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    log = tmp_path / "training_log.csv"
+    deadline = time.monotonic() + 60
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    state = read_file(tmp_path / "FeatherFaceV2_last.pth")
+    assert state["epoch"] >= 1 and "optimizer" in state
