@@ -178,14 +178,20 @@ def load_model(path: str | os.PathLike, hint: str = "") -> nn.Module:
 
 
 def load_backbone(model: nn.Module, path: str | os.PathLike) -> None:
-    """Start the backbone of V1 or V2 from an ImageNet checkpoint; its classifier is left out."""
+    """Start the backbone of V1 or V2 from an ImageNet checkpoint, or from any V1 or V2.
+
+    An ImageNet checkpoint's classifier is left out; everything else must fit, or CheckpointError.
+    """
     hint = (
-        "get mobilenetV1X0.25_pretrain.tar as weights/README.md says, or train with "
-        "--init scratch (or, for V2, --init teacher)"
+        "get mobilenetV1X0.25_pretrain.tar as weights/README.md says, name a V1 or V2 checkpoint "
+        "instead, or train with --init scratch (or, for V2, --init teacher)"
     )
-    state = plain_state(read_file(path, hint))
-    classifier = {"fc.weight", "fc.bias"}
-    backbone = {key: value for key, value in state.items() if key not in classifier}
-    target = model.backbone
-    assert isinstance(target, nn.Module)
-    _load_strict(target, backbone, Path(path), "the MobileNetV1 ×0.25 backbone")
+    content = read_file(path, hint)
+    state = plain_state(content)
+    if "stage1.0.0.weight" in state:
+        backbone = {k: v for k, v in state.items() if k not in ("fc.weight", "fc.bias")}
+    else:
+        backbone = build_model(content, path).get_submodule("backbone").state_dict()
+    _load_strict(
+        model.get_submodule("backbone"), backbone, Path(path), "the MobileNetV1 ×0.25 backbone"
+    )

@@ -53,7 +53,8 @@ class TrainConfig:
     init: str = setting("teacher", "start of the backbone", ("teacher", "imagenet", "scratch"))
     weights: str = setting("", "start from these weights of the same network, instead of --init")
     backbone_weights: str = setting(
-        "weights/mobilenetV1X0.25_pretrain.tar", "ImageNet checkpoint, for --init imagenet"
+        "weights/mobilenetV1X0.25_pretrain.tar",
+        "for --init imagenet: that checkpoint, or a V1 or V2",
     )
     # distillation: total = (1 − α)·task + α·distillation + λ·feature
     temperature: float = setting(4.0, "T: softens teacher and student in the class KL")
@@ -83,6 +84,9 @@ class TrainConfig:
     warmup_epochs: float = setting(5.0, "linear warm-up, at most a tenth of the run")
     clip_norm: float = setting(10.0, "largest gradient norm; 0: no clipping")
     ema_decay: float = setting(0.999, "decay of the averaged weights a step; 0: off")
+    bn_batches: int = setting(
+        0, "batches that re-estimate the batch norms at the end; short runs need some; 0: off"
+    )
     amp: str = setting("auto", "bf16 autocast: where a CUDA device has it, or off", ("auto", "off"))
     # validation: AP of the averaged weights on the val split of `data` (EMA off: of the weights)
     validate_every: int = setting(0, "epochs between validations, and after the last; 0: never")
@@ -117,7 +121,7 @@ def _check(config: TrainConfig) -> None:
     not_negative = (
         "limit min_face feature_weight mixup_alpha dropblock_prob box_weight landmark_weight "
         "negative_ratio min_lr weight_decay warmup_epochs clip_norm ema_decay seed "
-        "validate_every validate_photos"
+        "validate_every validate_photos bn_batches"
     )
     shares = "alpha flip_prob photometric_prob mixup_prob cutmix_prob"
     limits = (

@@ -67,6 +67,16 @@ def test_imagenet_backbone_loads_into_either(network):
     assert not torch.equal(before, model.backbone.stage1[0][0].weight)
 
 
+def test_a_backbone_can_come_from_any_detector(tmp_path):
+    source, model = FeatherFaceV2(), FeatherFaceV1()
+    save(tmp_path / "v2.pth", source)
+    load_backbone(model, tmp_path / "v2.pth")
+    assert same(model.backbone, source.backbone)
+    torch.save({"stage1.0.0.weight": torch.zeros(8, 3, 3, 3)}, tmp_path / "part.pth")
+    with pytest.raises(CheckpointError, match=r"not weights of the MobileNetV1.*missing"):
+        load_backbone(model, tmp_path / "part.pth")
+
+
 def test_imagenet_backbone_is_not_a_detector():
     with pytest.raises(CheckpointError, match="ImageNet backbone"):
         load_model(shared("weights", "mobilenetV1X0.25_pretrain.tar"))

@@ -359,3 +359,14 @@ def test_the_teacher_must_be_v1(config):
     final = engine.train(config.replace(epochs=1), progress=False)
     with pytest.raises(ConfigError, match="the teacher must be V1"):
         Run(config.replace(teacher_model=str(final)), steps_per_epoch=1)
+
+
+def test_batch_norms_can_be_estimated_anew_at_the_end(config):
+    plain = trained(config.replace(epochs=1))
+    again = config.replace(epochs=1, bn_batches=3, save_folder=config.save_folder + "2")
+    fresh = trained(again)
+    different = {name for name in plain if not torch.equal(plain[name], fresh[name])}
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    assert different and all(name.endswith(statistics) for name in different)
+    first = "backbone.stage1.0.1.running_mean"
+    assert fresh[first].abs().mean() > plain[first].abs().mean(), "less of the start, which is 0"

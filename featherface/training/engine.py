@@ -1,5 +1,6 @@
 """The training loop, one for V1 and V2."""
 
+import itertools
 import tempfile
 import time
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
 from featherface.config import TrainConfig
@@ -83,9 +85,24 @@ def train(
             run.save(checkpoint_path(config, "last"))
             if run.epoch % config.save_every == 0:
                 run.save(checkpoint_path(config, run.epoch))
+    sampler.set_epoch(config.epochs)
+    _estimate_batch_norms(run, loader)
     final = checkpoint_path(config, "final")
     run.save_weights(final)
     return final
+
+
+def _estimate_batch_norms(run: Run, loader: Iterable[Batch]) -> None:
+    """Mean and variance of every batch norm for the averaged weights, over fresh batches.
+
+    Running averages with V1's momentum of 0.01 need some 500 steps to forget their start.
+    """
+    if run.config.model == "v2":
+        run.averaged_model.set_drop_prob(0.0)  # type: ignore[operator]
+    batches = itertools.islice(loader, run.config.bn_batches)
+    if run.config.bn_batches:
+        pixels = (normalise(images.to(run.device)) for images, _ in batches)
+        update_bn(pixels, run.averaged_model)
 
 
 def prepare_folder(config: TrainConfig, *, keep: bool, overwrite: bool) -> None:
