@@ -189,19 +189,20 @@ def plot_training_log(log: "pd.DataFrame", *, title: str = "") -> Figure:
         raise DataError("no epoch to draw: the training log is empty or has no epoch and loss")
     others = {"epoch", "loss", "lr", "seconds", "images_per_second"}
     terms = [name for name in log.columns if name not in others and not name.startswith("val_")]
-    figure = Figure(figsize=(12.6, 4.2), layout="constrained")
+    figure = Figure(figsize=(14, 4.2), layout="constrained")
     total, parts, speed = figure.subplots(1, 3)
     total.plot(log["epoch"], log["loss"], color=BLUE, marker="o", markersize=3)
     total.set_title("total loss")
     rate = total.twinx()
     rate.plot(log["epoch"], log["lr"], color=ORANGE, linestyle="--")
     rate.set_ylabel("learning rate (dashed)", color=ORANGE)
+    rate.spines["top"].set_visible(False)
     for index, name in enumerate(terms):
         style = DASHES[index // len(COLOURS) % len(DASHES)]
         colour = COLOURS[index % len(COLOURS)]
         parts.plot(log["epoch"], log[name].clip(lower=1e-6), style, color=colour, label=name)
     parts.set(yscale="log", title="loss terms")
-    parts.legend(fontsize="small", frameon=False, ncols=2)
+    parts.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     speed.plot(log["epoch"], log["images_per_second"], color=GREEN, marker="o", markersize=3)
     speed.set(title="throughput", ylim=(0, None))
     for ax, label in ((total, "loss"), (parts, "loss (log scale)"), (speed, "images/s")):

@@ -44,8 +44,14 @@ def main() -> None:
     print("1/4  the data set: drawn photographs of people, with boxes and landmarks")
     data = make_demo(arguments.data, train=400, val=40)
     # small crops, a started backbone and no mixing: minutes have no time for more
-    short = {"data": str(data), "image_size": 160, "crop_scale_max": 1.0, "batch_size": 8}
-    short |= {"mixup_prob": 0.0, "cutmix_prob": 0.0, "dropblock_prob": 0.0, "bn_batches": 25}
+    short = {"data": str(data), "image_size": 160, "crop_scale_min": 0.15, "crop_scale_max": 1.0}
+    short |= {
+        "batch_size": 8,
+        "mixup_prob": 0.0,
+        "cutmix_prob": 0.0,
+        "dropblock_prob": 0.0,
+        "bn_batches": 25,
+    }
     short |= {"lr": 2e-3, "landmark_weight": 0.1, "temperature": 1.0, "save_every": 50}
 
     print("2/4  V1, the teacher (592,371 parameters), from the backbone of the shipped V2")

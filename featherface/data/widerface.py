@@ -40,6 +40,8 @@ def find_dataset(root: str | Path, split: str = "train", annotation: str | Path 
         raise DataError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
     if annotation:
         return _source_of(Path(annotation), root, split)
+    if root.is_file():
+        raise DataError(f"{root} is a file; give the folder of the data set")
     if not root.is_dir():
         raise DataError(f"data folder {root} does not exist; {HOW_TO_GET} {root}")
     images = next((folder for folder in _image_folders(root, split) if folder.is_dir()), None)
@@ -52,7 +54,11 @@ def find_dataset(root: str | Path, split: str = "train", annotation: str | Path 
     if not files:
         raise DataError(
             f"photos are in {images}, but no {split} annotation under {root}: expected "
-            f"wider_face_split/wider_face_{split}_bbx_gt.txt or {split}/label.txt"
+            + (
+                "bbx_gt.txt or label.txt beside the folder images"
+                if images == root / "images"
+                else f"wider_face_split/wider_face_{split}_bbx_gt.txt or {split}/label.txt"
+            )
         )
     chosen = next((path for path in files if holds_landmarks(path)), files[0])
     return Source(images, chosen, annotation_kind(chosen))

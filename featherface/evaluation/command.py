@@ -43,10 +43,12 @@ def evaluate_command(description: str | None) -> None:
     args = commands.parse_args()
     if args.weights and args.predictions:
         commands.error("give either --weights or --predictions")
+    if args.limit < 0:
+        commands.error("--limit must be 0 or more")
     data = find_evaluation_set(
         args.data, args.split, annotation=args.training_dataset, need_photos=not args.predictions
     )
-    data = data.first(args.limit) if args.limit > 0 else data
+    data = data.first(args.limit) if args.limit else data
     for folder in filter(None, (args.save_predictions, args.out)):
         make_folder(folder)
     detected: dict[str, dict[str, Detections]] = {}
