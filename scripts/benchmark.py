@@ -1,64 +1,13 @@
 """Measure speed in pairs: the training loader, the loss."""
 
 import argparse
+from collections.abc import Callable
+from typing import Any
 
 from featherface.cli import HelpFormatter, flag, parser, run
 
-
-def loader(arguments: argparse.Namespace) -> None:
-    from featherface.benchmark import loader_speed, summary
-
-    rounds = loader_speed(
-        arguments.data,
-        image_size=arguments.image_size,
-        batch_size=arguments.batch_size,
-        num_workers=arguments.num_workers,
-        photos=arguments.photos,
-        rounds=arguments.rounds,
-    )
-    print(f"training loader ({arguments.num_workers} workers) and a plain loop, images/s")
-    print(rounds.round(2).to_string(index=False))
-    print(summary(rounds).round(2).to_string())
-
-
-def loss(arguments: argparse.Namespace) -> None:
-    from featherface.benchmark import loss_speed, summary
-
-    rounds = loss_speed(
-        arguments.data,
-        image_size=arguments.image_size,
-        batch_size=arguments.batch_size,
-        rounds=arguments.rounds,
-    )
-    print("matching + MultiBox loss with gradient, and V2's forward, seconds a batch")
-    print(rounds.round(3).to_string(index=False))
-    print(summary(rounds).round(3).to_string())
-
-
-def add_loader(commands: argparse._SubParsersAction) -> None:
-    text = "images/s of the training loader against a plain cv2 loop on the same photos"
-    command = commands.add_parser(
-        "loader", help=text, description=text, formatter_class=HelpFormatter
-    )
-    command.add_argument(*flag("data"), default="data/widerface", help="data folder")
-    command.add_argument(*flag("image_size"), type=int, default=640, help="side, pixels")
-    command.add_argument(*flag("batch_size"), type=count, default=16, help="images a batch")
-    command.add_argument(*flag("num_workers"), type=int, default=2, help="loader processes")
-    command.add_argument(*flag("photos"), type=count, default=256, help="the first N photos")
-    command.add_argument(*flag("rounds"), type=count, default=5, help="paired rounds")
-    command.set_defaults(measure=loader)
-
-
-def add_loss(commands: argparse._SubParsersAction) -> None:
-    text = "matching and loss against V2's forward on the same batch"
-    command = commands.add_parser(
-        "loss", help=text, description=text, formatter_class=HelpFormatter
-    )
-    command.add_argument(*flag("data"), default="data/widerface", help="data folder")
-    command.add_argument(*flag("image_size"), type=int, default=640, help="side, pixels")
-    command.add_argument(*flag("batch_size"), type=count, default=32, help="images a batch")
-    command.add_argument(*flag("rounds"), type=count, default=5, help="paired rounds")
-    command.set_defaults(measure=loss)
+LOADER = "images/s of the training loader against a plain cv2 loop on the same photos"
+LOSS = "seconds for matching and MultiBox loss against V2's forward, same batch"
 
 
 def count(text: str) -> int:
@@ -69,13 +18,38 @@ def count(text: str) -> int:
     return value
 
 
+def measure(what: str, options: dict[str, Any]) -> None:
+    """Run featherface.benchmark's function and print its rounds, their medians and spread."""
+    from featherface import benchmark
+
+    rounds = getattr(benchmark, f"{what}_speed")(**options)
+    print(LOADER if what == "loader" else LOSS)
+    print(rounds.round(3).to_string(index=False))
+    print(benchmark.summary(rounds).round(3).to_string())
+
+
+def add(commands: Any, what: str, text: str, *, batch_size: int) -> Callable[..., Any]:
+    command = commands.add_parser(what, help=text, description=text, formatter_class=HelpFormatter)
+    command.set_defaults(what=what)
+    command.add_argument(*flag("data"), default="data/widerface", help="data folder")
+    for name, default, meaning in (
+        ("image_size", 640, "side of the training image, pixels"),
+        ("batch_size", batch_size, "images a batch"),
+        ("rounds", 5, "paired rounds"),
+    ):
+        command.add_argument(*flag(name), type=count, default=default, help=meaning)
+    return command.add_argument
+
+
 def main() -> None:
-    options = parser(__doc__.splitlines()[0])
+    options = parser(__doc__)
     commands = options.add_subparsers(required=True, metavar="what")
-    add_loader(commands)
-    add_loss(commands)
-    arguments = options.parse_args()
-    arguments.measure(arguments)
+    argument = add(commands, "loader", LOADER, batch_size=16)
+    argument(*flag("num_workers"), type=count, default=2, help="loader processes")
+    argument(*flag("photos"), type=count, default=256, help="the first N photos")
+    add(commands, "loss", LOSS, batch_size=32)
+    arguments = vars(options.parse_args())
+    measure(arguments.pop("what"), arguments)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ class Run:
         start: load what the config starts from; a run to be resumed does not need it.
         """
         self.config, self.data = config, data or {}
+        self.provenance = {"versions": versions(), "commit": commit()}  # of the code that runs
         self.device = pick_device(config.device)
         self.step = make_step(config if start else config.replace(init="scratch", weights=""))
         self.step.trained.to(self.device)
@@ -138,8 +139,7 @@ class Run:
             "config": self.config.as_dict(),
             "epoch": self.epoch,
             "data": self.data,
-            "versions": versions(),
-            "commit": commit(),
+            **self.provenance,
         }
 
     def _refuse_non_finite(self) -> None:
