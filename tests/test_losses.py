@@ -86,7 +86,7 @@ def test_finite_with_gradients_whatever_the_faces(images, dtype):
 def test_a_batch_padded_to_no_face_at_all():
     none = Target(*(part[:, :0] for part in make_targets([], [])))
     losses = multibox_loss(random_predictions(), none, ANCHORS)
-    assert torch.isfinite(losses["task"]) and float(losses["box"]) == 0
+    assert torch.isfinite(losses["task"]) and losses["box"].item() == 0
 
 
 def test_landmarks_that_are_missing_are_masked():
