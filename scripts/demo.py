@@ -80,7 +80,7 @@ def main() -> None:
     write_text(out / "average_precision.json", json.dumps(scores, indent=1) + "\n")
     photos = [photo.path for photo in held_out.photos[:6]]
     real = real_photograph(out)
-    detect_paths(Detector(student), photos, out / "drawn")
+    detect_paths(Detector(student), [*photos, *([real] if real else [])], out / "drawn")
     if real:
         detect_paths(Detector(max_side=512), [real], out / "real")
 
@@ -89,7 +89,7 @@ def main() -> None:
             f"{size} {100 * score[size]['ap_exact']:.1f}" for size in ("all", "medium", "large")
         )
         print(f"{name}: AP on {score['images']} held-out demo photos: {parts}")
-    print(f"pictures: {out / 'drawn'} (this V2), {out / 'real'} (the shipped V2)")
+    print(f"pictures: {out / 'drawn'} (by this V2), {out / 'real'} (by the shipped V2)")
     print(f"curves: {out / 'training.png'}")
     print(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
 

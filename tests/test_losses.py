@@ -94,7 +94,7 @@ def test_landmarks_that_are_missing_are_masked():
     masked = targets._replace(landmark_mask=torch.zeros_like(targets.landmark_mask))
     wild = masked._replace(landmarks=torch.full_like(targets.landmarks, -1e6))
     predictions = random_predictions()
-    assert float(multibox_loss(predictions, wild, ANCHORS)["landmark"]) == 0
+    assert multibox_loss(predictions, wild, ANCHORS)["landmark"].item() == 0
     one = targets.landmark_mask.clone()
     one[0, 0, 2] = False  # the nose of one face
     losses = multibox_loss(predictions, targets._replace(landmark_mask=one), ANCHORS)
