@@ -39,17 +39,31 @@ class TrainConfig:
     model: str = setting("v2", "network to train", ("v1", "v2"))
     data: str = setting("data/widerface", "data folder; layout and annotation found by itself")
     training_dataset: str = setting("", "annotation file to use instead of the one found in data")
+    unlabelled: str = setting(
+        "", "folders of photos without usable labels, comma-separated: the teacher alone teaches"
+    )
     split: str = setting("train", "split to train on", ("train", "val", "test"))
     limit: int = setting(0, "use only the first N photos of the split; 0: all")
+    hold_out: float = setting(
+        0.0, "share of the labelled photos kept out of training, to compare recipes on"
+    )
     image_size: int = setting(640, "side of the square training image, pixels")
     crop_scale_min: float = setting(0.3, "smallest crop, as a share of the photo's short side")
     crop_scale_max: float = setting(2.0, "largest crop; above 1 the outside is filled with mean")
+    anchor_sampling_prob: float = setting(
+        0.0, "share of crops that bring a random face to a random anchor size"
+    )
     flip_prob: float = setting(0.5, "probability of a horizontal flip")
     photometric_prob: float = setting(0.5, "probability of each photometric change")
     min_face: float = setting(4.0, "faces with a shorter side than this are ignored, pixels")
     num_workers: int = setting(-1, "loader processes; -1: one a core, at most 8; 0: none")
     # teacher and initialisation
     teacher_model: str = setting("weights/featherface_v1.pth", "weights of the V1 teacher")
+    teacher_engine: str = setting(
+        "auto",
+        "what runs the teacher: ONNX Runtime (5 times faster on a CPU) or torch; auto: by device",
+        ("auto", "torch", "onnx"),
+    )
     init: str = setting("teacher", "start of the backbone", ("teacher", "imagenet", "scratch"))
     weights: str = setting("", "start from these weights of the same network, instead of --init")
     backbone_weights: str = setting(
@@ -62,13 +76,22 @@ class TrainConfig:
     feature_weight: float = setting(0.1, "λ: weight of the feature loss")
     distill_form: str = setting(
         "weighted",
-        "anchors in the class KL: all alike, or by teacher's face probability and disagreement",
-        ("naive", "weighted"),
+        "anchors in the class KL: all alike; by teacher's face probability and disagreement; by "
+        "disagreement alone; or where the teacher is unsure, with the matched and mined (TDKD)",
+        ("naive", "weighted", "disagreement", "band"),
+    )
+    distill_box: str = setting(
+        "giou", "distance of student and teacher boxes", ("giou", "smooth_l1")
+    )
+    feature_form: str = setting("pkd", "feature distance: Pearson or L2", ("pkd", "l2"))
+    feature_attention: str = setting(
+        "teacher", "places weighted by the teacher's attention, or all alike", ("none", "teacher")
     )
     # regularisation of the student
     mixup_alpha: float = setting(0.2, "MixUp: λ ~ Beta(α, α); 0: off")
     mixup_prob: float = setting(0.5, "probability that a batch is mixed by MixUp")
     cutmix_prob: float = setting(0.5, "probability that a batch, not mixed by MixUp, is CutMixed")
+    clean_share: float = setting(0.0, "last share of the run without MixUp and CutMix")
     dropblock_prob: float = setting(0.1, "DropBlock at the end of training (ramped from 0)")
     dropblock_size: int = setting(3, "DropBlock's block side on the feature map, odd")
     # losses
@@ -123,11 +146,14 @@ def _check(config: TrainConfig) -> None:
         "negative_ratio min_lr weight_decay warmup_epochs clip_norm ema_decay seed "
         "validate_every validate_photos bn_batches"
     )
-    shares = "alpha flip_prob photometric_prob mixup_prob cutmix_prob"
+    shares = (
+        "alpha flip_prob photometric_prob mixup_prob cutmix_prob clean_share anchor_sampling_prob"
+    )
     limits = (
         (positive, "be above 0", lambda v: 0 < v < math.inf),
         (not_negative, "be 0 or more", lambda v: 0 <= v < math.inf),
         (shares, "lie in 0..1", lambda v: 0 <= v <= 1),
+        ("hold_out", "lie in 0..1, below 1", lambda v: 0 <= v < 1),
         ("ema_decay dropblock_prob", "be below 1", lambda v: v < 1),
         ("num_workers", "be -1 or more", lambda v: v >= -1),
         ("dropblock_size", "be odd and above 0", lambda v: v > 0 and v % 2 == 1),

@@ -209,3 +209,21 @@ def plot_training_log(log: "pd.DataFrame", *, title: str = "") -> Figure:
         _finish(ax, "epoch", label)
     figure.suptitle(title, fontsize="medium")
     return figure
+
+
+def plot_ablation(table: "pd.DataFrame") -> Figure:
+    """AP of every run of an ablation as a point, by variant; a line marks the mean of `base`."""
+    order = table.groupby("variant")["ap_all"].mean().sort_values().index
+    rows = {name: row for row, name in enumerate(order)}
+    figure = Figure(figsize=(8, 1.2 + 0.26 * len(rows)), layout="constrained")
+    ax = figure.subplots()
+    for index, (seed, part) in enumerate(table.groupby("seed")):
+        ax.scatter(part["ap_all"], part["variant"].map(rows), s=24, label=f"seed {seed}",
+                   color=COLOURS[index % len(COLOURS)], zorder=3)  # fmt: skip
+    base = table.loc[table["variant"] == "base", "ap_all"]
+    if len(base):
+        ax.axvline(base.mean(), color=GREY, linestyle="--", linewidth=1, label="mean of base")
+    ax.set_yticks(range(len(rows)), order)
+    ax.legend(loc="lower right", fontsize="small", frameon=False)
+    _finish(ax, "AP at IoU 0.5 of all faces on held-out photos (%)", "")
+    return figure

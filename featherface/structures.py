@@ -29,18 +29,37 @@ class Predictions(NamedTuple):
     landmark_deltas: Tensor  # (B, A, 10): five x, y pairs, see anchors.encode_landmarks
 
 
-class Target(NamedTuple):
-    """The faces of one training image (leading shape (F,)) or of a padded batch ((B, F)).
-
-    A padding row has a box of zero area and weight 0. An ignored face is neither positive nor
-    negative: the anchors that match it take no part in the loss.
-    """
-
+class _Target(NamedTuple):
     boxes: Tensor  # (..., F, 4) float32, pixels of the training image
     landmarks: Tensor  # (..., F, 5, 2) float32, pixels; anything where masked
     landmark_mask: Tensor  # (..., F, 5) bool: this point is annotated and visible
     ignore: Tensor  # (..., F) bool
     weight: Tensor  # (..., F) float32: 1, a MixUp share, or 0 for padding
+    labelled: Tensor  # (...) bool, one an image: its faces are known; else only the teacher teaches
+
+
+class Target(_Target):
+    """The faces of one training image (leading shape (F,)) or of a padded batch ((B, F)).
+
+    A padding row has a box of zero area and weight 0. An ignored face is neither positive nor
+    negative: the anchors that match it take no part in the loss. Images are labelled unless told
+    otherwise; one that is not takes no part in the task loss at all, whatever faces it carries.
+    """
+
+    __slots__ = ()
+
+    def __new__(
+        cls,
+        boxes: Tensor,
+        landmarks: Tensor,
+        landmark_mask: Tensor,
+        ignore: Tensor,
+        weight: Tensor,
+        labelled: Tensor | None = None,
+    ) -> Target:
+        if labelled is None:
+            labelled = ignore.new_ones(ignore.shape[:-1])  # bool, as ignore is
+        return super().__new__(cls, boxes, landmarks, landmark_mask, ignore, weight, labelled)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
         return Target(*(part.to(device, non_blocking=non_blocking) for part in self))

@@ -1,5 +1,7 @@
 """Batches depend on (seed, epoch, index) alone; the sampler fills batches and resumes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -114,10 +116,11 @@ def test_padding_faces_have_no_weight_no_area_and_no_landmarks(photos):
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     most = max(len(target.boxes) for _, target in samples)
     assert batch.targets.boxes.shape == (4, most, 4)
+    assert batch.targets.labelled.tolist() == [True] * 4
     for row, (image, target) in enumerate(samples):
         faces = len(target.boxes)
         assert torch.equal(batch.images[row], image)
-        for padded, part in zip(batch.targets, target, strict=True):
+        for padded, part in zip(batch.targets[:-1], target[:-1], strict=True):
             assert torch.equal(padded[row, :faces], part) and padded.dtype == part.dtype
             assert not padded[row, faces:].any()
 
@@ -129,6 +132,37 @@ def test_a_batch_without_any_face_can_be_matched(photos):
     assert batch.targets.boxes.shape == (3, 0, 4)
     assert batch.targets.landmarks.shape == (3, 0, 5, 2)
     assert not match(batch.targets, make_anchors(32, 32)).positive.any()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unlabelled_photos_stay_unlabelled_and_without_faces(photos, workers):
+    mixed = [*photos[1:3], replace(photos[2], labelled=False), photos[0]]
+    image, target = FaceDataset(mixed, CONFIG)[(0, 2)]
+    assert image.shape == (3, 32, 32) and target.boxes.shape == (0, 4)
+    assert target.labelled.shape == () and not target.labelled
+    assert FaceDataset(mixed, CONFIG)[(0, 3)][1].labelled, "known to hold no face"
+    loader, sampler = make_loader(mixed, CONFIG.replace(batch_size=4, num_workers=workers))
+    order = [index for _, index in sampler]
+    (batch,) = list(loader)
+    labelled = batch.targets.labelled
+    assert labelled.shape == (4,) and labelled.dtype == torch.bool
+    assert labelled.tolist() == [index != 2 for index in order]
+    assert not batch.targets.weight[~labelled].any()
+    assert batch.targets.to("cpu").labelled.equal(labelled)
+
+
+def test_anchor_sampling_changes_the_samples_only_where_it_is_asked_for(photos):
+    plain = FaceDataset(photos, CONFIG)
+    never = FaceDataset(photos, CONFIG.replace(anchor_sampling_prob=0.0))
+    always = FaceDataset(photos, CONFIG.replace(anchor_sampling_prob=1.0))
+    for index in range(8):
+        image, target = plain[(0, index)]
+        assert torch.equal(image, never[(0, index)][0])
+        other, its_target = always[(0, index)]
+        faceless = not len(photos[index].boxes)
+        assert torch.equal(image, other) == faceless
+        assert len(its_target.boxes) > 0 or faceless
+        assert target.labelled and its_target.labelled
 
 
 def test_no_photos_and_broken_photos_are_errors(photos, tmp_path):

@@ -7,8 +7,7 @@ from torch.nn import functional as F
 
 from featherface.anchors import encode_boxes, encode_landmarks, make_anchors, match
 from featherface.data.mixing import blend
-from featherface.losses.distillation import Distillation, class_kl, pearson_distance
-from featherface.losses.multibox import hard_negatives, multibox_loss
+from featherface.losses.multibox import hard_negatives, multibox, multibox_loss
 from featherface.structures import Predictions, Target
 
 ANCHORS = make_anchors(64, 64)
@@ -84,7 +83,7 @@ def test_finite_with_gradients_whatever_the_faces(images, dtype):
 
 
 def test_a_batch_padded_to_no_face_at_all():
-    none = Target(*(part[:, :0] for part in make_targets([], [])))
+    none = Target(*(part[:, :0] for part in make_targets([], [])[:-1]))
     losses = multibox_loss(random_predictions(), none, ANCHORS)
     assert torch.isfinite(losses["task"]) and losses["box"].item() == 0
 
@@ -150,76 +149,60 @@ def test_a_ghost_does_not_take_a_real_faces_anchors():
     assert (matches.face[0][own] == 0).all()
 
 
+@pytest.mark.parametrize("faces", [FACES, ([], []), (FACES[0], [])])
+@pytest.mark.parametrize("hidden", [[], FACES[1]], ids=["none", "some"])
+def test_an_unlabelled_image_has_no_share_in_any_term(faces, hidden):
+    predictions = random_predictions(batch=3)
+    targets = make_targets(*faces, hidden)._replace(labelled=torch.tensor([True, True, False]))
+    with torch.no_grad():
+        predictions.class_logits[2] = torch.tensor([-9.0, 9.0])  # the hardest negatives of all
+    losses, class_weight = multibox(predictions, targets, ANCHORS)
+    alone = Predictions(*(part[:2].detach().requires_grad_() for part in predictions))
+    expected, expected_weight = multibox(alone, make_targets(*faces), ANCHORS)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value)
+    assert torch.equal(class_weight[:2], expected_weight) and not class_weight[2].any()
+    losses["task"].backward()
+    expected["task"].backward()
+    for mixed, part in zip(predictions, alone, strict=True):
+        assert not mixed.grad[2].any()
+        torch.testing.assert_close(mixed.grad[:2], part.grad)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_batch_of_unlabelled_images_costs_nothing(rows):
+    predictions = random_predictions()
+    targets = Target(*(part[:, :rows] for part in make_targets(*FACES)[:-1]))
+    targets = targets._replace(labelled=torch.tensor([False, False]))
+    losses, class_weight = multibox(predictions, targets, ANCHORS)
+    assert [float(value.detach()) for value in losses.values()] == [0.0] * 4
+    assert class_weight.shape == (2, len(ANCHORS)) and not class_weight.any()
+    losses["task"].backward()
+    assert all(part.grad is not None and not part.grad.any() for part in predictions)
+
+
+def test_the_class_weight_is_that_of_the_class_term():
+    predictions, images = random_predictions(), torch.zeros(2, 3, 64, 64)
+    _, targets = blend(images, make_targets(*FACES), torch.tensor([0.7, 0.4]))
+    losses, class_weight = multibox(predictions, targets, ANCHORS)
+    assert class_weight.shape == (2, len(ANCHORS)) and class_weight.dtype == torch.float32
+    assert not class_weight.requires_grad
+    matches = match(targets, ANCHORS)
+    faces = targets.weight.gather(1, matches.face)
+    assert torch.equal(class_weight[matches.positive], faces[matches.positive])
+    mined = class_weight.masked_fill(matches.positive, 0.0)
+    assert set(mined.unique().tolist()) == {0.0, 1.0} and not mined[matches.ignored].any()
+    positives = (class_weight - mined).sum(1)
+    assert mined.sum(1).tolist() == (7 * positives).round().tolist()
+    each = F.cross_entropy(
+        predictions.class_logits.transpose(1, 2), matches.positive.long(), reduction="none"
+    )
+    torch.testing.assert_close(losses["class"], (each * class_weight).sum() / positives.sum())
+
+
 def test_hard_negatives_are_the_worst_candidates():
     loss = torch.tensor([[0.1, 0.9, 0.5, 0.7], [0.2, 0.2, 0.2, 0.2]])
     candidates = torch.tensor([[True, False, True, True], [True] * 4])
     mask = hard_negatives(loss, candidates, torch.tensor([2, 3]))
     assert mask.tolist()[0] == [False, False, True, True]
     assert mask[1].sum() == 3  # ties do not let more in
-
-
-def test_class_kl_is_zero_only_for_equal_answers_and_keeps_its_scale():
-    teacher, student = torch.randn(2, 5, 2), torch.randn(2, 5, 2)
-    assert float(class_kl(teacher, teacher, 4.0).abs().max()) < 1e-6
-    assert (class_kl(student, teacher, 4.0) > 0).all()
-    plain = F.kl_div(student.log_softmax(-1), teacher.softmax(-1), reduction="none").sum(-1)
-    torch.testing.assert_close(class_kl(student, teacher, 1.0), plain, atol=1e-6, rtol=1e-4)
-
-
-def test_pearson_distance_ignores_scale_and_offset():
-    x = torch.randn(2, 4, 8, 8)
-    assert float(pearson_distance(3 * x + 5, x)) < 1e-4
-    assert float(pearson_distance(-x, x)) == pytest.approx(2.0, abs=1e-3)
-
-
-def features(channels: int) -> list[torch.Tensor]:
-    return [torch.randn(2, channels, n, n) for n in (8, 4, 2)]
-
-
-@pytest.mark.parametrize("form", ["naive", "weighted"])
-def test_distillation_trains_every_projection_and_all_three_outputs(form):
-    criterion = Distillation(32, 64, form=form)
-    student, teacher = random_predictions(), random_predictions()
-    mine, theirs = [x.requires_grad_() for x in features(32)], features(64)
-    losses = criterion(student, teacher, mine, theirs)
-    assert set(losses) == {
-        "distill_class",
-        "distill_box",
-        "distill_landmark",
-        "distill",
-        "feature",
-    }
-    (losses["distill"] + losses["feature"]).backward()
-    assert all(p.grad is not None and p.grad.any() for p in criterion.projections[0].parameters())
-    assert all(p.grad is not None for p in criterion.parameters())
-    assert all(part.grad.any() for part in student)
-    assert all(part.grad is None for part in teacher)
-    assert all(x.grad.any() for x in mine)
-
-
-def test_swapping_two_teacher_outputs_changes_the_loss():
-    criterion, student, teacher = Distillation(32, 64), random_predictions(), random_predictions()
-    mine, theirs = features(32), features(64)
-    losses = criterion(student, teacher, mine, theirs)
-    for name in ("box_deltas", "landmark_deltas", "class_logits"):
-        value = getattr(teacher, name).detach().flip(-1)
-        other = criterion(student, teacher._replace(**{name: value}), mine, theirs)
-        assert float(other["distill"]) != float(losses["distill"]), name
-
-
-def test_weighted_form_looks_at_faces_and_disagreement_not_at_easy_background():
-    count = len(ANCHORS)
-    teacher = torch.tensor([4.0, -4.0]).repeat(1, count, 1)
-    teacher[0, 7] = torch.tensor([-4.0, 4.0])  # one face among background
-    student = torch.tensor([3.0, -3.0]).repeat(1, count, 1)
-    empty = torch.zeros(1, count, 4), torch.zeros(1, count, 10)
-    maps = [x[:1] for x in features(32)], [x[:1] for x in features(64)]
-    values = {}
-    for form in ("naive", "weighted"):
-        criterion = Distillation(32, 64, form=form, temperature=1.0)
-        values[form] = criterion(
-            Predictions(empty[0], student, empty[1]),
-            Predictions(empty[0], teacher, empty[1]),
-            *maps,
-        )["distill_class"]
-    assert values["weighted"] > 5 * values["naive"]

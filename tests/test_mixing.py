@@ -39,7 +39,12 @@ def pasted(rect, face=FACE):
 
 
 def row(targets, image, face):
-    return Target(*(part[image, face] for part in targets))
+    return Target(*(part[image, face] for part in targets[:-1]))
+
+
+def told(targets, *labelled):
+    """The same faces, of images that are labelled or not."""
+    return targets._replace(labelled=torch.tensor(labelled))
 
 
 def assert_equal(first, second):
@@ -63,7 +68,7 @@ def test_mixup_with_a_share_of_one_is_no_mixup():
     images, targets = pictures(3), make_targets([FACE], [FAR, FACE], [])
     mixed, faces = blend(images, targets, torch.ones(3))
     assert_equal([mixed], [images])
-    assert_equal([part[:, :2] for part in faces], targets)
+    assert_equal([part[:, :2] for part in faces[:-1]], targets[:-1])
     anchors = make_anchors(SIZE, SIZE)
     alone, together = match(targets, anchors), match(faces, anchors)
     assert alone.positive.any()
@@ -209,6 +214,36 @@ def test_a_pasted_face_has_positive_anchors_where_it_lands():
     assert not match(half, anchors).positive[0].any() and match(half, anchors).ignored[0].any()
 
 
+ALL_FOUR = (True, True, False, False)  # each image's partner is the next, the last one's the first
+
+
+def test_a_mixed_image_is_labelled_only_if_both_its_sources_are():
+    images, targets = pictures(4), told(make_targets([FACE], [FAR], [], []), *ALL_FOUR)
+    _, blended = blend(images, targets, torch.full((4,), 0.5))
+    _, pasted_in = paste(images, targets, rectangle(8, 8, 40, 40).repeat(2, 1))
+    assert blended.labelled.tolist() == pasted_in.labelled.tolist() == [True, False, False, False]
+    for function in (mixup, cutmix):
+        labelled = function(images, targets, alpha=1.0, generator=generator())[1].labelled
+        assert labelled.dtype == torch.bool and labelled.tolist() == [True, False, False, False]
+    assert targets.labelled.tolist() == list(ALL_FOUR)
+
+
+def test_an_image_that_comes_from_one_source_is_labelled_as_that_is():
+    images, targets = pictures(4), told(make_targets([FACE], [FAR], [], []), *ALL_FOUR)
+    partners = [True, False, False, True]
+    for share, expected in ((1.0, list(ALL_FOUR)), (0.0, partners), (0.999, [True] + 3 * [False])):
+        _, faces = blend(images, targets, torch.full((4,), share))
+        assert faces.labelled.tolist() == expected, share
+    for corners, expected in (
+        ((20, 20, 20, 50), list(ALL_FOUR)),  # a rectangle without width
+        ((0, 0, SIZE, SIZE), partners),
+        ((0, 0, SIZE, SIZE - 1), [True] + 3 * [False]),
+    ):
+        _, faces = paste(images, targets, rectangle(*corners).repeat(2, 1))
+        assert faces.labelled.tolist() == expected, corners
+    assert mix(images, targets, mixup_alpha=0.2, mixup_prob=0, cutmix_prob=0)[1] is targets
+
+
 def test_cutmix_rectangles_have_every_size_and_stay_inside():
     targets = make_targets(*[[]] * 300)
     images = torch.arange(300.0)[:, None, None, None].expand(300, 1, 20, 40)
@@ -285,6 +320,6 @@ def test_a_batch_of_one_and_of_no_faces():
     mixed, faces = mixup(images, targets, alpha=0.2, generator=generator())
     torch.testing.assert_close(mixed, images)
     torch.testing.assert_close(faces.weight.sum(), torch.tensor(1.0))
-    none = Target(*(part[:, :0] for part in targets))
+    none = Target(*(part[:, :0] for part in targets[:-1]))
     for function in (mixup, cutmix):
         assert function(images, none, alpha=1.0)[1].boxes.shape == (1, 0, 4)

@@ -136,7 +136,7 @@ def test_a_step_changes_every_tensor_the_optimizer_owns(config):
     torch.manual_seed(0)
     run = Run(config, steps_per_epoch=4)
     before = {name: p.detach().clone() for name, p in run.step.trained.named_parameters()}
-    before_teacher = {k: v.clone() for k, v in run.step.teacher.state_dict().items()}
+    before_teacher = {k: v.clone() for k, v in run.step.teacher.model.state_dict().items()}
     owned = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
     assert owned == {id(p) for p in run.step.trained.parameters()}
     assert any("projections" in name for name in before)
@@ -150,7 +150,7 @@ def test_a_step_changes_every_tensor_the_optimizer_owns(config):
         name for name, p in run.step.trained.named_parameters() if torch.equal(before[name], p)
     ]
     assert still == []
-    assert equal(before_teacher, run.step.teacher.state_dict())
+    assert equal(before_teacher, run.step.teacher.model.state_dict())
 
 
 def test_backbone_starts_as_asked(config, teacher):
@@ -350,7 +350,7 @@ def test_interrupted_while_validating_loses_nothing(config, monkeypatch):
 
 def test_a_folder_that_cannot_be_written_to_is_said_at_once(config, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(engine, "read_split", lambda *_, **__: pytest.fail("too late"))
+    monkeypatch.setattr(engine, "training_photos", lambda *_, **__: pytest.fail("too late"))
     with pytest.raises(OSError):
         engine.train(config.replace(save_folder=str(tmp_path / "file")), progress=False)
 
@@ -370,3 +370,15 @@ def test_batch_norms_can_be_estimated_anew_at_the_end(config):
     assert different and all(name.endswith(statistics) for name in different)
     first = "backbone.stage1.0.1.running_mean"
     assert fresh[first].abs().mean() > plain[first].abs().mean(), "less of the start, which is 0"
+
+
+def test_the_last_share_of_a_run_is_clean(config, monkeypatch):
+    mixed = []
+
+    def mix(images, targets, **_):
+        mixed.append(len(images))
+        return images, targets
+
+    monkeypatch.setattr(engine, "mix", mix)
+    engine.train(config.replace(clean_share=0.5), progress=False)  # 2 epochs of 4 steps
+    assert len(mixed) == 4

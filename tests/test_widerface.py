@@ -5,8 +5,19 @@ import time
 import numpy as np
 import pytest
 from conftest import shared
-from tiny_sets import PHOTOS, landmark_text, official_set, official_text, retinaface_set, write_text
+from tiny_sets import (
+    PHOTOS,
+    landmark_text,
+    official_set,
+    official_text,
+    retinaface_set,
+    write_photo,
+    write_text,
+)
 
+from featherface.data.annotations import Photo
+from featherface.data.prepare import fingerprint
+from featherface.data.unlabelled import read_unlabelled
 from featherface.data.widerface import find_dataset, read_annotations, read_split
 from featherface.errors import DataError
 
@@ -194,6 +205,64 @@ def test_a_set_of_full_size_is_read_quickly(tmp_path):
     started = time.process_time()
     assert sum(len(photo.boxes) for photo in read_annotations(path, tmp_path)) == 36_000
     assert time.process_time() - started < 1.5
+
+
+def test_unlabelled_photos_are_found_in_all_folders_and_below(tmp_path):
+    names = ["a.JPG", "b/c.jpeg", "b/d/e.png", "z.webp", "z.bmp"]
+    for name in names:
+        write_photo(tmp_path / "one" / name)
+    write_photo(tmp_path / "two" / "a.jpg")
+    for name in ("one/notes.txt", "one/._a.jpg", "one/b/movie.mp4"):
+        write_text(tmp_path / name, "no photo")
+    (tmp_path / "one" / "folder.jpg").mkdir()
+    photos = read_unlabelled(f"{tmp_path / 'one'}, {tmp_path / 'two'}")
+    order = sorted((tmp_path / "one" / name) for name in names)
+    assert [photo.path for photo in photos] == [*order, tmp_path / "two" / "a.jpg"]
+    assert [photo.name for photo in photos[:2]] == ["one/a.JPG", "one/b/c.jpeg"]
+    assert all(photo.path.is_file() and not photo.labelled for photo in photos)
+    assert photos[0].boxes.shape == (0, 4) and photos[0].with_ignored().boxes.shape == (0, 4)
+
+
+def test_unlabelled_names_do_not_depend_on_how_the_folder_is_given(tmp_path, monkeypatch):
+    write_photo(tmp_path / "set" / "a.jpg")
+    monkeypatch.chdir(tmp_path / "set")
+    for given in (".", "../set", str(tmp_path / "set") + "/"):
+        assert [photo.name for photo in read_unlabelled(given)] == ["set/a.jpg"]
+    assert read_unlabelled("") == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("{0}/none", r"none does not exist; give folders"),
+        ("{0}/full,{0}/none", r"none does not exist; give folders"),
+        ("{0}/empty", r"no photo in .*empty or below it .*\.webp.*; put some there"),
+        ("{0}/full/a.jpg", r"a\.jpg is a file; give the folder"),
+        ("{0}/full,", r"comma with no folder"),
+        (",", r"comma with no folder"),
+    ],
+)
+def test_unlabelled_folders_that_cannot_be_used_are_named(tmp_path, given, message):
+    write_photo(tmp_path / "full" / "a.jpg")
+    write_text(tmp_path / "empty" / "below" / "notes.txt", "no photo")
+    with pytest.raises(DataError, match=message) as caught:
+        read_unlabelled(given.format(tmp_path))
+    assert "--unlabelled" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_fingerprint_tells_unlabelled_photos_from_faceless_ones(tmp_path):
+    official_set(tmp_path / "set")
+    write_photo(tmp_path / "more" / "a.jpg")
+    labelled, extra = read_split(tmp_path / "set"), read_unlabelled(str(tmp_path / "more"))
+    faceless = [Photo(p.path, p.name, p.boxes, p.landmarks, p.landmark_mask) for p in extra]
+    marks = [fingerprint([*labelled, *photos]) for photos in ([], extra, faceless)]
+    assert len(set(marks)) == 3
+    assert fingerprint([*extra, *faceless]) == fingerprint([*faceless, *extra])
+    # as it was before there were unlabelled photos: logs of old runs stay comparable
+    assert marks[0] == OLD_FINGERPRINT
+
+
+OLD_FINGERPRINT = "652e9ad3cf997c92e7ab60321db1eae47226c83b1b32c31494721db518d2771a"
 
 
 def test_the_real_subset():

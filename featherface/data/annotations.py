@@ -50,6 +50,13 @@ class Photo:
     landmarks: np.ndarray  # (F, 5, 2) float32; anything where masked
     landmark_mask: np.ndarray  # (F, 5) bool: this point is annotated
     ignored_boxes: np.ndarray = field(default_factory=_no_boxes)  # (G, 4) float32, flagged invalid
+    labelled: bool = True  # False: nobody knows its faces, and it holds none
+
+    @classmethod
+    def unlabelled(cls, path: Path, name: str) -> "Photo":
+        """A photo whose faces nobody has marked."""
+        points, mask = np.zeros((0, 5, 2), np.float32), np.zeros((0, 5), bool)
+        return cls(path, name, _no_boxes(), points, mask, labelled=False)
 
     def with_ignored(self) -> Faces:
         """All F + G faces; the ignored ones come last and have no landmarks."""

@@ -92,8 +92,9 @@ def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
     images, targets = zip(*samples, strict=True)
     # default_collate writes into shared memory when it runs in a worker: one copy less
     stacked = default_collate([image.permute(1, 2, 0) for image in images])  # (B, S, S, 3)
-    padded = (pad_sequence(list(parts), batch_first=True) for parts in zip(*targets, strict=True))
-    return Batch(stacked.permute(0, 3, 1, 2), Target(*padded))
+    *faces, labelled = zip(*targets, strict=True)
+    padded = (pad_sequence(list(parts), batch_first=True) for parts in faces)
+    return Batch(stacked.permute(0, 3, 1, 2), Target._make((*padded, torch.stack(labelled))))
 
 
 class FaceLoader(DataLoader):

@@ -35,6 +35,7 @@ def mix(
 
     images: (B, 3, S, S) float; targets: (B, F), which becomes (B, 2F) when mixed. All randomness
     comes from `generator` (on the CPU; None: torch's), so the device never waits for the host.
+    An image made of two counts as labelled only if both are.
     """
     first, second = torch.rand(2, generator=generator).tolist()
     if mixup_alpha > 0 and first < mixup_prob:
@@ -97,10 +98,14 @@ def blend(images: Tensor, targets: Target, share: Tensor) -> tuple[Tensor, Targe
 
 
 def _faded(targets: Target, share: Tensor) -> Target:
-    """Faces (B, F) of images that are blended in with share (B,)."""
+    """Faces (B, F) of images that are blended in with share (B,).
+
+    Of an image with a share of 0 nothing is seen, so nothing is left unknown by it either.
+    """
     return targets._replace(
         weight=targets.weight * share[:, None],
         ignore=targets.ignore | (share < IGNORED_SHARE)[:, None],
+        labelled=targets.labelled | (share <= 0),
     )
 
 
@@ -118,8 +123,12 @@ def paste(images: Tensor, targets: Target, rectangles: Tensor) -> tuple[Tensor, 
     columns, rows = (x >= x1) & (x < x2), (y >= y1) & (y < y2)  # (B, W), (B, H)
     inside = (rows[:, :, None] & columns[:, None, :])[:, None]  # (B, 1, H, W)
     mixed = torch.where(inside, images.roll(-1, 0), images)
-    partner = _partners(targets)
-    return mixed, _union(_outside(targets, rectangles), _inside(partner, rectangles))
+    own, other = _outside(targets, rectangles), _inside(_partners(targets), rectangles)
+    covered, untouched = columns.all(1) & rows.all(1), ~(columns.any(1) & rows.any(1))
+    return mixed, _union(
+        own._replace(labelled=own.labelled | covered),
+        other._replace(labelled=other.labelled | untouched),
+    )
 
 
 def _to_device(values: np.ndarray, images: Tensor) -> Tensor:
@@ -133,8 +142,9 @@ def _partners(targets: Target) -> Target:
 
 
 def _union(own: Target, other: Target) -> Target:
-    """(B, F) and (B, F) → (B, 2F)."""
-    return Target(*(torch.cat(parts, dim=1) for parts in zip(own, other, strict=True)))
+    """(B, F) and (B, F) → (B, 2F); labelled where both are."""
+    faces = (torch.cat(parts, dim=1) for parts in zip(own[:-1], other[:-1], strict=True))
+    return Target._make((*faces, own.labelled & other.labelled))
 
 
 def _intersection(boxes: Tensor, rectangles: Tensor) -> Tensor:
@@ -190,6 +200,7 @@ def _judge(targets: Target, boxes: Tensor, visible: Tensor, landmarks_visible: T
         landmark_mask=targets.landmark_mask & landmarks_visible & ~dropped[..., None],
         ignore=(targets.ignore | (visible < KEPT_VISIBLE)) & ~dropped,
         weight=targets.weight.masked_fill(dropped, 0.0),
+        labelled=targets.labelled,
     )
 
 

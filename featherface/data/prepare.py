@@ -185,11 +185,16 @@ def _check_photo(path: Path, *, deep: bool) -> None:
 
 
 def fingerprint(photos: Sequence[Photo]) -> str:
-    """sha256 over names and boxes, sorted by name: the same data in any layout give the same."""
+    """sha256 over names and boxes, sorted by name: the same data in any layout give the same.
+
+    An unlabelled photo is told from one that is known to hold no face.
+    """
     digest = hashlib.sha256()
-    for photo in sorted(photos, key=lambda item: item.name):
+    for photo in sorted(photos, key=lambda item: (item.name, not item.labelled)):
         digest.update(photo.name.encode())
         digest.update(np.ascontiguousarray(photo.boxes, "<f4").tobytes())
+        if not photo.labelled:
+            digest.update(b"\0unlabelled\0")  # no name holds a zero byte
     return digest.hexdigest()
 
 

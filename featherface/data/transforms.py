@@ -1,7 +1,8 @@
 """Augmentation of one training image: a large square crop, colour changes, a flip, a resize.
 
-The crop follows SCRFD (arXiv 2105.04714), whose scales up to 2.0 teach small faces; the colour
-changes are SSD's (arXiv 1512.02325). Between the steps travels a Sample, a dict of tv_tensors, so
+The crop follows SCRFD (arXiv 2105.04714), whose scales up to 2.0 teach small faces, or brings a
+face to an anchor size (data-anchor sampling, PyramidBox, arXiv 1803.07737); the colour changes are
+SSD's (arXiv 1512.02325). Between the steps travels a Sample, a dict of tv_tensors, so
 that torchvision's transforms fit between ours. All randomness is torch's CPU generator.
 """
 
@@ -16,7 +17,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image, KeyPoints
 
-from featherface.config import MEAN_BGR, TrainConfig
+from featherface.config import ANCHOR_SIZES, MEAN_BGR, TrainConfig
 from featherface.data.annotations import Photo
 from featherface.data.decode import PhotoFile, Window, open_photo, read_window
 from featherface.structures import Target
@@ -26,6 +27,9 @@ FLIPPED_LANDMARKS = (1, 0, 2, 4, 3)  # eyes and mouth corners change sides
 IGNORE_VISIBLE = 0.1  # a face with its centre outside but this share inside is ignored
 SLIVER = 0.01  # pixels: a visible part thinner than this could round to no area at all
 CROP_TRIES = 50  # draws until a crop holds a face
+# Data-anchor sampling; JITTER spans the half octave either way that separates the anchor sizes.
+LARGEST_ZOOM, JITTER = 2.0, (-0.5, 0.5)  # of a face in the photo; powers of two
+LARGEST_CROP, SMALLEST_CROP = 4.0, 16.0  # of the photo's longer side; pixels of the photo
 LUMA = (0.299, 0.587, 0.114)  # grey of an RGB pixel, ITU-R BT.601
 # Strengths of torchvision's RandomPhotometricDistort, which are SSD's.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = (0.875, 1.125), (0.5, 1.5), (0.5, 1.5), (-0.05, 0.05)
@@ -40,6 +44,7 @@ class Sample(TypedDict):
     landmark_mask: Tensor  # (F, 5) bool
     ignore: Tensor  # (F,) bool
     padding: list[int]  # left, top, right, bottom: pixels of the crop outside the photo
+    labelled: bool  # False: the photo's faces are unknown
 
 
 def training_transform(config: TrainConfig) -> v2.Compose:
@@ -47,7 +52,11 @@ def training_transform(config: TrainConfig) -> v2.Compose:
     size = config.image_size
     return v2.Compose(
         [
-            RandomSquareCrop(scale=(config.crop_scale_min, config.crop_scale_max), size=size),
+            RandomSquareCrop(
+                scale=(config.crop_scale_min, config.crop_scale_max),
+                size=size,
+                anchor_sampling_prob=config.anchor_sampling_prob,
+            ),
             RandomColour(probability=config.photometric_prob),
             ResizeVisible(size=size),
             fill_outside,  # last of these, so that the outside is exactly the mean, and cheap
@@ -62,15 +71,26 @@ class RandomSquareCrop:
 
     Drawn again, up to CROP_TRIES times, while the photo has faces and none has its centre inside.
     `size` is the training size: larger crops are decoded shrunk, but never below it.
+
+    With `anchor_sampling_prob` the square is instead drawn around one of the photo's faces, so that
+    the face meets a random anchor size. An unlabelled photo never gives a face.
     """
 
-    def __init__(self, *, scale: tuple[float, float], size: int) -> None:
+    def __init__(
+        self, *, scale: tuple[float, float], size: int, anchor_sampling_prob: float = 0.0
+    ) -> None:
         self.scale, self.size = scale, size
+        self.anchor_sampling_prob = anchor_sampling_prob
 
     def __call__(self, photo: Photo) -> Sample:
         file = open_photo(photo.path)
+        if not photo.labelled:
+            photo = Photo.unlabelled(photo.path, photo.name)
         frame = np.array([file.width, file.height] * 2, np.float32)
         boxes = np.clip(photo.boxes, 0, frame)  # annotations may reach beyond the photo
+        faces = boxes[_area(boxes) > 0] if self.anchor_sampling_prob > 0 else boxes[:0]
+        if len(faces) and torch.rand(1).item() < self.anchor_sampling_prob:
+            return crop(photo, file, self._draw_around(file, faces))
         for _ in range(CROP_TRIES if len(boxes) else 1):
             window = self._draw(file)
             if _centre_inside(boxes, _visible_part(file, window)).any():
@@ -82,15 +102,65 @@ class RandomSquareCrop:
         scale, x, y = torch.rand(3).tolist()
         low, high = self.scale
         side = max(1.0, (low + (high - low) * scale) * min(file.width, file.height))
-        shrink = file.shrink_for(side, self.size)
+        shrink, pixels = self._grid(file, side)
         width, height = file.shrunk_size(shrink)
-        pixels = max(1, round(side / shrink))
         # whole pixels of the shrunk photo, so that boxes map without rounding
         left, top = (
             min(0, free) + math.floor(draw * (abs(free) + 1))
             for free, draw in ((width - pixels, x), (height - pixels, y))
         )
         return Window(left, top, pixels, shrink)
+
+    def _grid(self, file: PhotoFile, side: float) -> tuple[int, int]:
+        """For a crop of `side` photo pixels: the shrink to decode at, and its side there."""
+        shrink = file.shrink_for(side, self.size)
+        return shrink, max(1, round(side / shrink))
+
+    def _draw_around(self, file: PhotoFile, faces: np.ndarray) -> Window:
+        """A window that brings one of `faces` (F, 4), each with an area, to a random anchor size.
+
+        A face's size is the root of its area, as its anchors are square.
+        """
+        which, anchor, jitter, x, y = torch.rand(5).tolist()
+        x1, y1, x2, y2 = faces[int(which * len(faces))].tolist()
+        face, longer = math.sqrt((x2 - x1) * (y2 - y1)), max(file.width, file.height)
+        sizes = anchors_to_meet(face, longer=longer, size=self.size)
+        low, high = JITTER
+        target = sizes[int(anchor * len(sizes))] * 2 ** (low + (high - low) * jitter)
+        side = self.size * face / min(target, self.size)
+        shrink, pixels = self._grid(file, max(SMALLEST_CROP, min(side, LARGEST_CROP * longer)))
+        width, height = file.shrunk_size(shrink)
+        left = _start_around(x1 / shrink, x2 / shrink, pixels=pixels, length=width, draw=x)
+        top = _start_around(y1 / shrink, y2 / shrink, pixels=pixels, length=height, draw=y)
+        return Window(left, top, pixels, shrink)
+
+
+def anchors_to_meet(face: float, *, longer: int, size: int) -> list[int]:
+    """The anchor sizes that a face of size `face` in a photo may be brought to, ascending.
+
+    Up to the next one above the face itself (PyramidBox; further enlarged it would only be blurred)
+    and the training size; from the one that the largest crop still reaches (`longer` is the photo's
+    longer side). The smallest anchor where that leaves none. All in pixels.
+    """
+    largest = min(LARGEST_ZOOM * face, size)
+    smallest = size * face / (LARGEST_CROP * longer)
+    every = sorted(anchor for level in ANCHOR_SIZES for anchor in level)
+    return [anchor for anchor in every if smallest <= anchor <= largest] or every[:1]
+
+
+def _start_around(low: float, high: float, *, pixels: int, length: int, draw: float) -> int:
+    """Where a window of `pixels` starts along a side of the photo so that low..high lies in it.
+
+    If that does not fit its middle does. The window stays in the photo (0..length), or contains it
+    where it is larger. `draw` in [0, 1) chooses among the starts that are left.
+    """
+    first, last = math.ceil(high - pixels), math.floor(low)
+    if first > last:
+        middle = (low + high) / 2
+        first, last = math.floor(middle - pixels) + 1, math.floor(middle)
+    free = length - pixels
+    first, last = max(first, min(0, free)), min(last, max(0, free))
+    return first + math.floor(draw * (last - first + 1))
 
 
 def crop(photo: Photo, file: PhotoFile, window: Window) -> Sample:
@@ -132,6 +202,7 @@ def crop(photo: Photo, file: PhotoFile, window: Window) -> Sample:
         landmark_mask=torch.from_numpy(mask),
         ignore=torch.from_numpy((~inside | faces.ignore)[kept]),
         padding=[max(-window.left, 0), max(-window.top, 0), beyond_x, beyond_y],
+        labelled=photo.labelled,
     )
 
 
@@ -295,5 +366,6 @@ class ToTarget:
             landmark_mask=sample["landmark_mask"],
             ignore=sample["ignore"] | small,
             weight=torch.ones(len(boxes)),
+            labelled=torch.tensor(sample["labelled"]),
         )
         return sample["image"].as_subclass(Tensor), target

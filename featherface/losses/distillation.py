@@ -1,19 +1,36 @@
 """What the student learns from the teacher's answers and features.
 
-Class answers by KL at a temperature (Hinton et al., arXiv 1503.02531), boxes and landmarks where
-the teacher is confident, features by Pearson correlation through trained projections (PKD, arXiv
-2207.02039). A mean KL over all anchors is drowned by easy background (TDKD, ACM MM 2020), so the
-weighted form looks where the teacher sees a face or the two disagree; the naive form stays for
-comparison.
+Class answers by KL at a temperature (Hinton et al., arXiv 1503.02531); boxes by GIoU (arXiv
+1902.09630) and landmarks where the teacher is confident; features through trained projections by
+Pearson correlation (PKD, arXiv 2207.02039) or L2, at the places that the teacher attends to (FGD,
+arXiv 2111.11837). A mean KL over all anchors is drowned by easy background, so every form but the
+naive one weights the anchors; TDKD (ACM MM 2020) looks where the teacher is unsure.
+
+Nothing here waits for the device: no `.item()`, no boolean-mask indexing, no branch on values.
 """
+
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from featherface.anchors import decode_boxes
+from featherface.config import VARIANCES
 from featherface.structures import Predictions
 
 CONFIDENT = 0.3  # teacher's face probability from which its boxes and landmarks are worth copying
+UNSURE = (0.1, 0.9)  # TDKD: the teacher's face probabilities that are worth more than a label
+ATTENTION_TEMPERATURE = 0.5  # FGD's
+MAX_SIZE_DELTA = (
+    math.log(1000 / 16) / VARIANCES[1]
+)  # sides up to 62.5 times the anchor's, or 1/62.5
+_EPSILON = 1e-6  # added to a variance or a mean square of features
+
+FORMS = ("naive", "weighted", "disagreement", "band")
+BOX_FORMS = ("giou", "smooth_l1")
+FEATURE_FORMS = ("pkd", "l2")
+ATTENTIONS = ("none", "teacher")
 
 
 def class_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -24,19 +41,116 @@ def class_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return kl * temperature**2
 
 
-def pearson_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """1 − correlation of two maps (B, C, H, W), a channel over batch and positions, averaged."""
+def anchor_weight(
+    form: str, student: Tensor, teacher: Tensor, selected: Tensor | None = None
+) -> Tensor:
+    """Class-KL weight of each anchor (B, A), without gradient.
+
+    `student`, `teacher` (B, A): face probabilities p_s, p_t at temperature 1. naive: 1;
+    weighted: p_t + |p_t − p_s|; disagreement: |p_t − p_s|; band: 1 where p_t lies inside `UNSURE`.
+    `selected` (B, A), the weight that the task's class term gave an anchor, is added in every form
+    but naive, at most 1 an anchor.
+    """
+    student, teacher = student.detach(), teacher.detach()
+    if form == "naive":
+        return torch.ones_like(teacher)
+    if form == "band":
+        weight = ((teacher > UNSURE[0]) & (teacher < UNSURE[1])).to(teacher.dtype)
+    else:
+        weight = (teacher - student).abs()
+        if form == "weighted":
+            weight = weight + teacher
+    return weight if selected is None else weight + selected.detach().float().clamp(0.0, 1.0)
+
+
+def decode_clamped(deltas: Tensor, anchors: Tensor) -> Tensor:
+    """Deltas (..., A, 4) → boxes x1, y1, x2, y2 (..., A, 4) in pixels, of sane size.
+
+    A size delta outside ±`MAX_SIZE_DELTA` counts as that, before the exp: a wild early student
+    would overflow, or shrink to no area. Its gradient is the one at the bound, not 0: a huge box
+    around the teacher's has no other gradient under GIoU and could never come back.
+    """
+    place, size = deltas.split(2, dim=-1)
+    size = size + (size.clamp(-MAX_SIZE_DELTA, MAX_SIZE_DELTA) - size).detach()
+    return decode_boxes(torch.cat((place, size), dim=-1), anchors)
+
+
+def giou_loss(boxes: Tensor, others: Tensor) -> Tensor:
+    """1 − GIoU, 0..2, of boxes x1, y1, x2, y2 (..., 4), pair by pair → (...).
+
+    The values of torchvision.ops.generalized_box_iou_loss (its test oracle), which indexes with a
+    boolean mask and so makes a GPU wait for its host at every call.
+    """
+    low, high = boxes.split(2, dim=-1)
+    other_low, other_high = others.split(2, dim=-1)
+    both = torch.minimum(high, other_high) - torch.maximum(low, other_low)
+    intersection = _area(both.clamp(min=0.0))
+    union = _area(high - low) + _area(other_high - other_low) - intersection
+    around = _area(torch.maximum(high, other_high) - torch.minimum(low, other_low))
+    return 1 - intersection / (union + 1e-7) + (around - union) / (around + 1e-7)
+
+
+def _area(size: Tensor) -> Tensor:
+    """(..., 2) → (...). Not prod(): its backward asks the device whether a factor is 0."""
+    return size[..., 0] * size[..., 1]
+
+
+def spatial_attention(features: Tensor) -> Tensor:
+    """Where a map (B, C, H, W) is active: weights (B, 1, H, W), float32, mean 1, no gradient.
+
+    H·W·softmax over positions of (mean |activation| over channels) / T, with FGD's T = 0.5.
+    """
+    activity = features.detach().float().abs().mean(1, keepdim=True)
+    flat = (activity.flatten(1) / ATTENTION_TEMPERATURE).softmax(-1) * activity[0].numel()
+    return flat.view_as(activity)
+
+
+def pearson_distance(student: Tensor, teacher: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    """1 − correlation, 0..2, of two maps (B, C, H, W), averaged over channels.
+
+    A channel is correlated over batch and positions; `weight` (B, 1, H, W) of mean 1 weights the
+    positions in means, variances and covariance alike. A channel that is constant (as is a map of
+    one position in a batch of one) counts as its own mean: finite, without gradient.
+    """
 
     def standardised(x: Tensor) -> Tensor:
-        mean = x.mean((0, 2, 3), keepdim=True)
-        spread = x.var((0, 2, 3), keepdim=True, unbiased=False)
-        return (x - mean) * torch.rsqrt(spread + 1e-6)
+        x = x.float()
+        x = x - (weight * x).mean((0, 2, 3), keepdim=True)
+        spread = (weight * x.square()).mean((0, 2, 3), keepdim=True)
+        return x * torch.rsqrt(spread + _EPSILON)
 
-    return F.mse_loss(standardised(student.float()), standardised(teacher.float())) / 2
+    return (weight * (standardised(student) - standardised(teacher)).square()).mean() / 2
+
+
+def l2_distance(student: Tensor, teacher: Tensor, weight: Tensor | float = 1.0) -> Tensor:
+    """Half the mean squared error of two maps (B, C, H, W), each divided by its RMS.
+
+    The RMS is one number a map, over batch, channels and positions, so that loud channels and
+    places stay louder than others (Pearson makes all channels alike). Equals 1 − cosine of the two
+    maps, 0..2, the range of `pearson_distance`, so one λ suits both. `weight` as there.
+    """
+
+    def scaled(x: Tensor) -> Tensor:
+        x = x.float()
+        return x * torch.rsqrt((weight * x.square()).mean() + _EPSILON)
+
+    return (weight * (scaled(student) - scaled(teacher)).square()).mean() / 2
 
 
 class Distillation(nn.Module):
-    """The distillation criterion; its 1×1 projections are trained, so the optimizer must own it."""
+    """The distillation criterion; its 1×1 projections are trained, so the optimizer must own it.
+
+    form             weights of the anchors in the class KL, see `anchor_weight`; "naive", the
+                     published form, also takes smooth L1 for boxes whatever `box_form` says
+    box_form         "giou" on decoded boxes, or "smooth_l1" summed over the four deltas
+    feature_form     "pkd" (`pearson_distance`) or "l2" (`l2_distance`)
+    feature_attention  "teacher": places by `spatial_attention` of the teacher; "none": all alike
+    box_weight, landmark_weight  weights of these terms in `distill`
+    levels           number of feature maps; a projection each. Under "pkd" it has no bias, which a
+                     correlation does not see.
+
+    ValueError for an unknown form.
+    """
 
     def __init__(
         self,
@@ -45,22 +159,73 @@ class Distillation(nn.Module):
         *,
         temperature: float = 4.0,
         form: str = "weighted",
+        box_form: str = "giou",
+        feature_form: str = "pkd",
+        feature_attention: str = "teacher",
         box_weight: float = 2.0,
         landmark_weight: float = 1.0,
         levels: int = 3,
     ) -> None:
         super().__init__()
+        _check("form", form, FORMS)
+        _check("box_form", box_form, BOX_FORMS)
+        _check("feature_form", feature_form, FEATURE_FORMS)
+        _check("feature_attention", feature_attention, ATTENTIONS)
         self.temperature, self.form = temperature, form
+        self.box_form = "smooth_l1" if form == "naive" else box_form
+        self.feature_form, self.feature_attention = feature_form, feature_attention
         self.box_weight, self.landmark_weight = box_weight, landmark_weight
         self.projections = nn.ModuleList(
-            nn.Conv2d(student_channels, teacher_channels, 1) for _ in range(levels)
+            nn.Conv2d(student_channels, teacher_channels, 1, bias=feature_form != "pkd")
+            for _ in range(levels)
         )
 
-    def _anchor_weight(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """Class-KL weight of each anchor (B, A), without gradient."""
-        if self.form == "naive":
-            return torch.ones_like(teacher)
-        return teacher + (teacher - student.detach()).abs()
+    def _class(self, student: Tensor, teacher: Tensor, selected: Tensor | None) -> Tensor:
+        """Weighted mean of the KL over anchors, from logits (B, A, 2)."""
+        student_face, teacher_face = student.softmax(-1)[..., 1], teacher.softmax(-1)[..., 1]
+        weight = anchor_weight(self.form, student_face, teacher_face, selected)
+        kl = class_kl(student, teacher, self.temperature)
+        return (kl * weight).sum() / weight.sum().clamp(min=1.0)
+
+    def _box(self, student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:
+        """Distance of two boxes an anchor, from deltas (B, A, 4) → (B, A)."""
+        if self.box_form == "giou":
+            return giou_loss(decode_clamped(student, anchors), decode_clamped(teacher, anchors))
+        return F.smooth_l1_loss(student, teacher, reduction="none").sum(-1)
+
+    def _places(
+        self, student: Predictions, teacher: Predictions, anchors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Box and landmark term: over confident anchors, by the teacher's face probability.
+
+        A landmark's distance is smooth L1 on its x and y deltas, averaged over the five points. The
+        sum over the ten, in tenths of an anchor, began at 18 for a fresh student beside a class
+        term of 4 and a GIoU of 0.6: the total would have taught landmarks first.
+        """
+        face = teacher.class_logits.softmax(-1)[..., 1]  # (B, A)
+        weight = face * (face > CONFIDENT)
+        scale = weight.sum().clamp(min=1.0)
+        box = self._box(student.box_deltas, teacher.box_deltas, anchors)
+        landmark = F.smooth_l1_loss(
+            student.landmark_deltas, teacher.landmark_deltas, reduction="none"
+        )
+        landmark = landmark.unflatten(-1, (5, 2)).sum(-1).mean(-1)  # (B, A)
+        return (box * weight).sum() / scale, (landmark * weight).sum() / scale
+
+    def _feature(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
+        """Mean distance over the levels, from maps (B, C, H, W) of each network."""
+        distance = pearson_distance if self.feature_form == "pkd" else l2_distance
+        levels = []
+        for project, mine, theirs in zip(self.projections, student, teacher, strict=True):
+            projected, theirs = project(mine.float()), theirs.detach()
+            if projected.shape != theirs.shape:
+                raise ValueError(
+                    f"projected student features {tuple(projected.shape)} and teacher features "
+                    f"{tuple(theirs.shape)} differ in shape"
+                )
+            weight = spatial_attention(theirs) if self.feature_attention == "teacher" else 1.0
+            levels.append(distance(projected, theirs, weight))
+        return torch.stack(levels).mean()
 
     def forward(
         self,
@@ -68,37 +233,34 @@ class Distillation(nn.Module):
         teacher: Predictions,
         student_features: list[Tensor],
         teacher_features: list[Tensor],
+        *,
+        anchors: Tensor,
+        selected: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Named scalar terms, `distill` (class + weighted box and landmark) and `feature`."""
-        student = Predictions(*(part.float() for part in student))
-        teacher = Predictions(*(part.float().detach() for part in teacher))
-        student_face = student.class_logits.softmax(-1)[..., 1]  # (B, A)
-        teacher_face = teacher.class_logits.softmax(-1)[..., 1]
+        """Named scalar terms, `distill` (class + weighted box and landmark) and `feature`.
 
-        weight = self._anchor_weight(student_face, teacher_face)
-        kl = class_kl(student.class_logits, teacher.class_logits, self.temperature)
-        confident = teacher_face * (teacher_face > CONFIDENT)
-        scale = confident.sum().clamp(min=1.0)
-        box = F.smooth_l1_loss(student.box_deltas, teacher.box_deltas, reduction="none").sum(-1)
-        landmark = F.smooth_l1_loss(
-            student.landmark_deltas, teacher.landmark_deltas, reduction="none"
-        ).sum(-1)
-        feature = torch.stack(
-            [
-                pearson_distance(project(mine), theirs.detach())
-                for project, mine, theirs in zip(
-                    self.projections, student_features, teacher_features, strict=True
-                )
-            ]
-        ).mean()
-        terms = {
-            "distill_class": (kl * weight).sum() / weight.sum().clamp(min=1e-6),
-            "distill_box": (box * confident).sum() / scale,
-            "distill_landmark": (landmark * confident).sum() / scale,
+        `anchors` (A, 4) cx, cy, w, h in pixels; `selected` (B, A): the weight of each anchor in the
+        task's class term. Boxes and landmarks: where the teacher's face probability is above
+        `CONFIDENT`. Sums are divided by the sum of the weights, at least 1, so that a batch in
+        which hardly an anchor counts is finite and not amplified.
+
+        Computed in float32, under autocast too. ValueError if the feature maps do not fit.
+        """
+        with torch.autocast(student.class_logits.device.type, enabled=False):
+            student = Predictions(*(part.float() for part in student))
+            teacher = Predictions(*(part.detach().float() for part in teacher))
+            classes = self._class(student.class_logits, teacher.class_logits, selected)
+            box, landmark = self._places(student, teacher, anchors)
+            feature = self._feature(student_features, teacher_features)
+        return {
+            "distill_class": classes,
+            "distill_box": box,
+            "distill_landmark": landmark,
+            "distill": classes + self.box_weight * box + self.landmark_weight * landmark,
+            "feature": feature,
         }
-        distill = (
-            terms["distill_class"]
-            + self.box_weight * terms["distill_box"]
-            + self.landmark_weight * terms["distill_landmark"]
-        )
-        return {**terms, "distill": distill, "feature": feature}
+
+
+def _check(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")

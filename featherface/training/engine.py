@@ -17,11 +17,11 @@ from featherface.config import TrainConfig
 from featherface.data.loader import make_loader
 from featherface.data.mixing import mix
 from featherface.data.prepare import fingerprint
-from featherface.data.widerface import read_split
 from featherface.errors import TrainingError
 from featherface.preprocess import normalise
 from featherface.structures import Batch
 from featherface.training.log import TrainingLog
+from featherface.training.photos import training_photos
 from featherface.training.run import Run
 from featherface.training.schedule import dropblock_probability
 from featherface.training.stopping import GracefulStop
@@ -51,7 +51,7 @@ def train(
     """
     prepare_folder(config, keep=resume is not None, overwrite=overwrite)
     torch.manual_seed(config.seed)
-    photos = read_split(config.data, config.split, config.training_dataset, limit=config.limit)
+    photos = training_photos(config)
     loader, sampler = make_loader(photos, config)
     validator = Validator(config) if config.validate_every else None
     faces = sum(len(photo.boxes) for photo in photos)
@@ -138,13 +138,15 @@ def train_one_epoch(run: Run, loader: Iterable[Batch], stop: GracefulStop, bar: 
         if config.model == "v2":
             run.model.set_drop_prob(dropblock_probability(config, run.progress))  # type: ignore[operator]
         pixels = normalise(images.to(run.device, non_blocking=True))
-        pixels, targets = mix(
-            pixels,
-            targets.to(run.device, non_blocking=True),
-            mixup_alpha=config.mixup_alpha,
-            mixup_prob=config.mixup_prob,
-            cutmix_prob=config.cutmix_prob,
-        )
+        targets = targets.to(run.device, non_blocking=True)
+        if run.progress < 1 - config.clean_share:
+            pixels, targets = mix(
+                pixels,
+                targets,
+                mixup_alpha=config.mixup_alpha,
+                mixup_prob=config.mixup_prob,
+                cutmix_prob=config.cutmix_prob,
+            )
         with torch.autocast("cuda", torch.bfloat16) if amp else nullcontext():
             losses = run.step(pixels, targets)
         _update(run, losses)

@@ -1,0 +1,51 @@
+"""Photos without labels: folders of pictures, from which V2 learns by its teacher alone."""
+
+import os
+from pathlib import Path
+
+from featherface.data.annotations import Photo
+from featherface.errors import DataError
+
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+def read_unlabelled(folders: str) -> list[Photo]:
+    """The photos in `folders` (comma-separated) and below them, sorted, none of them labelled.
+
+    A photo's name is "<folder>/<path in it>". No folder at all ("") gives no photo; raises
+    DataError for a folder that is missing, a file, or without photos. Like labelled photos these
+    are used as stored: an EXIF orientation is not applied.
+    """
+    if not folders.strip():
+        return []
+    names = [name.strip() for name in folders.split(",")]
+    return [photo for name in names for photo in _unlabelled_in(name, folders)]
+
+
+def _unlabelled_in(name: str, folders: str) -> list[Photo]:
+    if not name:
+        raise DataError(f"--unlabelled {folders!r} has a comma with no folder beside it: remove it")
+    folder = Path(os.path.expanduser(name))  # the shell expands only the first of several
+    if folder.is_file():
+        raise DataError(f"--unlabelled: {folder} is a file; give the folder that holds the photos")
+    if not folder.is_dir():
+        raise DataError(
+            f"--unlabelled: folder {folder} does not exist; give folders of photos, separated by "
+            "commas, or leave it out"
+        )
+    paths = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in PHOTO_SUFFIXES
+        and not path.name.startswith(".")  # previews that other systems leave beside photos
+        and path.is_file()
+    ]
+    if not paths:
+        raise DataError(
+            f"--unlabelled: no photo in {folder} or below it ({' '.join(PHOTO_SUFFIXES)}); put "
+            "some there or leave the folder out"
+        )
+    root = folder.resolve().name  # also where the folder is given as "."
+    return [
+        Photo.unlabelled(path, f"{root}/{path.relative_to(folder).as_posix()}") for path in paths
+    ]

@@ -1,0 +1,37 @@
+"""Which photos a run learns from, and which it keeps aside."""
+
+import numpy as np
+
+from featherface.config import TrainConfig
+from featherface.data.annotations import Photo
+from featherface.data.unlabelled import read_unlabelled
+from featherface.data.widerface import read_split
+from featherface.errors import ConfigError
+
+HOLD_OUT_SEED = 0  # not the run's: runs of several seeds are compared on the same photos
+
+
+def training_photos(config: TrainConfig) -> list[Photo]:
+    """The labelled photos of the split without those held out, then the unlabelled ones.
+
+    ConfigError if V1 is given unlabelled photos: without a teacher they teach nothing.
+    """
+    photos = _divided(config, held_out=False)
+    if not config.unlabelled:
+        return photos
+    if config.model == "v1":
+        raise ConfigError("--unlabelled needs a teacher, and V1 has none: leave it out")
+    return [*photos, *read_unlabelled(config.unlabelled)]
+
+
+def held_out_photos(config: TrainConfig) -> list[Photo]:
+    """The labelled photos that `hold_out` keeps aside: the same for every seed."""
+    return _divided(config, held_out=True)
+
+
+def _divided(config: TrainConfig, *, held_out: bool) -> list[Photo]:
+    photos = read_split(config.data, config.split, config.training_dataset, limit=config.limit)
+    order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(photos))
+    count = round(config.hold_out * len(photos))
+    chosen = order[:count] if held_out else order[count:]
+    return [photos[index] for index in np.sort(chosen)]
