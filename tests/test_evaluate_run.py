@@ -10,17 +10,21 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import shared
 from PIL import Image
 from test_evaluation import write_ground_truth
 
+from featherface.checkpoint import FORMAT, load_model, read_file, write_file
 from featherface.data.widerface import Photo
-from featherface.errors import ConfigError, DataError
+from featherface.errors import CheckpointError, ConfigError, DataError
 from featherface.evaluation import command, read_submission, write_submission
 from featherface.evaluation.command import labels
 from featherface.evaluation.protocols import PROTOCOLS, View, views, vote
 from featherface.evaluation.run import detect_photos
 from featherface.evaluation.sets import find_evaluation_set
+from featherface.models.v1 import FeatherFaceV1
+from featherface.models.v2 import FeatherFaceV2
 from featherface.structures import Detections
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
@@ -296,6 +300,7 @@ def test_script_evaluates_files(wider_folder, tmp_path, capsys, monkeypatch):
         (["--protocol", "big"], "invalid choice"),
         (["--predictions", "a/x", "a/x"], "same name and folder"),
         (["--weights", "nowhere.pth"], "nowhere.pth"),
+        (["--record", "--predictions", "a"], "--record writes into the files of --weights"),
     ],
 )
 def test_script_on_wrong_input(wider_folder, capsys, monkeypatch, tmp_path, flags, message):
@@ -323,6 +328,28 @@ def test_script_runs_real_weights(tmp_path, plain_folder, capsys, monkeypatch):
     assert source["file"] == "featherface_v1_592371.pth"
     assert len(source["sha256"]) == 64
     assert str(tmp_path) not in json.dumps(record)
+
+
+def test_what_was_measured_is_recorded_in_the_weights(tmp_path, plain_folder, capsys, monkeypatch):
+    torch.manual_seed(0)
+    weights, foreign = tmp_path / "w.pth", tmp_path / "foreign.pth"
+    state = FeatherFaceV2().state_dict()
+    write_file(weights, {"format": FORMAT, "architecture": "v2", "model": state, "epoch": 7})
+    write_file(foreign, FeatherFaceV1().state_dict())
+    flags = ["--data", plain_folder, "--device", "cpu", "--limit", 1, "--no-plots", "--record"]
+    flags += ["--out", tmp_path / "out"]
+    for protocol in ("vga", "original", "vga"):
+        code, _, err = run_script(
+            capsys, monkeypatch, "--weights", weights, *flags, "--protocol", protocol
+        )
+        assert code == 0, err
+    content = read_file(weights)  # plain values only: it still loads with weights_only
+    assert content["epoch"] == 7 and load_model(weights).state_dict().keys() == state.keys()
+    protocols = [(part["protocol"], part["subset"]) for part in content["evaluations"]]
+    assert protocols == [("original", True), ("vga", True)]
+    assert content["evaluations"][0]["all"].keys() == {"ap", "ap_exact", "faces"}
+    with pytest.raises(CheckpointError, match="not a checkpoint of this project"):
+        command.record_in_weights([str(foreign)], {}, content["evaluations"][0])
 
 
 def test_help_is_quick_and_shows_defaults():

@@ -13,7 +13,7 @@ from typing import Any
 
 from featherface import cli
 from featherface.config import DISPLAY_SCORE, EVALUATION_SCORE, NMS_IOU
-from featherface.errors import ConfigError
+from featherface.errors import CheckpointError, ConfigError
 from featherface.evaluation.average_precision import Evaluation
 from featherface.evaluation.calibration import reliability, setting_of_most_faces, summarise
 from featherface.evaluation.consistency import Pair, compare_with_first
@@ -45,6 +45,8 @@ def evaluate_command(description: str | None) -> None:
         commands.error("give either --weights or --predictions")
     if args.limit < 0:
         commands.error("--limit must be 0 or more")
+    if args.record and not args.weights:
+        commands.error("--record writes into the files of --weights: give some")
     data = find_evaluation_set(
         args.data, args.split, annotation=args.training_dataset, need_photos=not args.predictions
     )
@@ -65,7 +67,10 @@ def evaluate_command(description: str | None) -> None:
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
     if results:
-        write(args, results, detected, {**describe(args, data), "warnings": notes})
+        record = describe(args, data)
+        write(args, results, detected, {**record, "warnings": notes})
+        if args.record:
+            record_in_weights(args.weights, results, record)
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -91,6 +96,9 @@ def make_parser(description: str) -> argparse.ArgumentParser:
         *cli.flag("save_predictions"), metavar="DIR", help="write <event>/<image>.txt files there"
     )
     parser.add_argument("--out", default="results/evaluation", help="folder for the result")
+    parser.add_argument(
+        "--record", action="store_true", help="write the AP into the weights files too"
+    )
     parser.add_argument(
         *cli.flag("no_plots"), action="store_true", help="write the tables only, no figures"
     )
@@ -193,6 +201,32 @@ def sources(args: argparse.Namespace) -> dict[str, dict[str, str]]:
         }
         for name, path in named.items()
     }
+
+
+def record_in_weights(
+    weights: list[str], results: Mapping[str, Evaluation], record: Mapping[str, Any]
+) -> None:
+    """Add the AP to each weights file, under "evaluations"; the same measurement is replaced.
+
+    CheckpointError for a file that is none of this project's, such as the original project's.
+    """
+    from featherface.checkpoint import is_checkpoint, read_file, write_file
+
+    kept = ("description", "protocol", "images", "subset", "score_threshold", "iou_threshold")
+    about = {name: record[name] for name in (*kept, "commit")}
+    for name, path in labels(weights).items():
+        content = read_file(path)
+        if not is_checkpoint(content):
+            raise CheckpointError(f"{path}: not a checkpoint of this project; nothing recorded")
+        now = (about["description"], about["protocol"])
+        others = [
+            part
+            for part in content.get("evaluations", [])
+            if (part["description"], part["protocol"]) != now
+        ]
+        content["evaluations"] = [*others, {**about, **results[name].as_dict()}]
+        write_file(path, content)
+        print(f"recorded in {path}")
 
 
 def pair_file(pair: Pair) -> str:
