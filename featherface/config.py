@@ -169,7 +169,26 @@ def _check(config: TrainConfig) -> None:
                 raise ConfigError(f"{name} must {rule}; got {getattr(config, name)!r}")
 
 
-V2 = TrainConfig()  # the published recipe: T = 4, α = 0.7, MixUp, CutMix, DropBlock, 400 epochs
+V2 = TrainConfig()
+PUBLISHED = V2.replace(  # FeatherFace V2 as it was published: README says what changed and why
+    temperature=4.0,
+    alpha=0.7,
+    distill_form="naive",
+    distill_box="smooth_l1",
+    feature_form="l2",
+    feature_attention="none",
+    feature_weight=0.1,
+    mixup_alpha=0.2,
+    mixup_prob=0.5,
+    cutmix_prob=0.5,
+    clean_share=0.0,
+    dropblock_prob=0.1,
+    dropblock_size=3,
+    landmark_weight=1.0,
+    lr=1e-3,
+    warmup_epochs=5.0,
+    epochs=400,
+)
 V1 = TrainConfig(
     model="v1",
     init="imagenet",
@@ -179,4 +198,4 @@ V1 = TrainConfig(
     save_folder="weights/v1",
 )
 QUICK = V2.replace(epochs=5, image_size=320, batch_size=16)  # the demo: minutes on a laptop
-PRESETS = {"v1": V1, "v2": V2, "quick": QUICK}
+PRESETS = {"v1": V1, "v2": V2, "quick": QUICK, "published": PUBLISHED}

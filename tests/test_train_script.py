@@ -84,6 +84,17 @@ def test_quick_is_five_epochs_unless_a_flag_says_otherwise(ready, tmp_path):
     assert (config["epochs"], config["image_size"], config["seed"]) == (5, 64, 3)
 
 
+def test_the_published_preset_is_there_and_flags_win(ready, tmp_path):
+    flags = [*tiny(ready, tmp_path), "--teacher-model", ready / "v1.pth", "--preset", "published"]
+    result = run("train_v2.py", *flags, "--epochs", 1, "--alpha", 0.6)
+    assert result.returncode == 0, result.stderr
+    config = read_file(tmp_path / "FeatherFaceV2_final.pth")["config"]
+    names = ("temperature", "distill_form", "distill_box", "feature_form", "feature_attention")
+    assert [config[name] for name in names] == [4.0, "naive", "smooth_l1", "l2", "none"]
+    assert (config["dropblock_prob"], config["alpha"], config["epochs"]) == (0.1, 0.6, 1)
+    assert "--preset" not in run("train_v1.py", "--help").stdout
+
+
 def test_v1_trains_from_the_shell(ready, tmp_path):
     result = run("train_v1.py", *tiny(ready, tmp_path), "--init", "scratch", "--epochs", 1)
     assert result.returncode == 0, result.stderr

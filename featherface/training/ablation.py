@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from featherface.config import DISPLAY_SCORE, EVALUATION_SCORE, TrainConfig
+from featherface.config import DISPLAY_SCORE, EVALUATION_SCORE, PUBLISHED, TrainConfig
 from featherface.data.annotations import Photo
 from featherface.detector import Detector
 from featherface.errors import ConfigError
@@ -27,6 +27,10 @@ from featherface.structures import Detections
 from featherface.training.engine import train
 from featherface.training.photos import held_out_photos, training_photos
 
+PUBLISHED_SETTINGS = (
+    "temperature distill_form distill_box feature_form feature_attention mixup_prob cutmix_prob "
+    "dropblock_prob landmark_weight lr"
+).split()
 # Each differs from BASE by these settings alone. BASE is what short runs did best with so far.
 BASE: dict[str, Any] = {
     "temperature": 1.0,
@@ -69,10 +73,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lr 0.001": {"lr": 1e-3},
     "lr 0.004": {"lr": 4e-3},
     "batch 8": {"batch_size": 8},
-    "published": {"temperature": 4.0, "distill_form": "naive", "distill_box": "smooth_l1",
-                  "feature_attention": "none", "mixup_prob": 0.5, "cutmix_prob": 0.5,
-                  "dropblock_prob": 0.1, "landmark_weight": 1.0, "lr": 1e-3},
-}  # fmt: skip
+    "published": {name: getattr(PUBLISHED, name) for name in PUBLISHED_SETTINGS},
+}
 KEYS = ["variant", "seed"]
 MEASURES = ["ap_all", "ap_small", "ap_medium", "ap_large"]
 

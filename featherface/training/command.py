@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from featherface.cli import add_config_flags, flag, parser
 from featherface.config import PRESETS, TrainConfig
@@ -22,6 +23,12 @@ def train_command(defaults: TrainConfig, description: str | None) -> None:
     commands.add_argument(
         *flag("quick"), action="store_true", help="5 epochs at 320 pixels: a trial run"
     )
+    if defaults.model == "v2":
+        commands.add_argument(
+            "--preset",
+            choices=("published",),
+            help="settings that other flags may change; published: FeatherFace V2 as published",
+        )
     commands.add_argument(
         *flag("overwrite"), action="store_true", help="replace an unfinished run in the save folder"
     )
@@ -29,12 +36,16 @@ def train_command(defaults: TrainConfig, description: str | None) -> None:
     arguments = commands.parse_args()
     names = {item.name for item in fields(TrainConfig)}
     explicit = {name: value for name, value in vars(arguments).items() if name in names}
-    if arguments.quick:
-        quick, plain = PRESETS["quick"].as_dict(), TrainConfig().as_dict()
-        changed = {name: value for name, value in quick.items() if value != plain[name]}
-        explicit = changed | explicit
+    for preset in filter(None, (arguments.quick and "quick", getattr(arguments, "preset", None))):
+        explicit = _changes(preset) | explicit
     config, resume = defaults.replace(**explicit), None
     if arguments.resume is not None:
         resume = Path(arguments.resume or checkpoint_path(config, "last"))
         config = resumed_config(resume, explicit)
     print(f"done: {train(config, resume=resume, overwrite=arguments.overwrite)}")
+
+
+def _changes(preset: str) -> dict[str, Any]:
+    """The settings of a preset that are not V2's defaults."""
+    wanted, plain = PRESETS[preset].as_dict(), PRESETS["v2"].as_dict()
+    return {name: value for name, value in wanted.items() if value != plain[name]}
