@@ -1,8 +1,7 @@
-"""Speed, measured in pairs: what is compared runs in turn in one process, on the same input."""
+"""The training loader against a plain loop, and the loss against the network it trains."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -11,6 +10,7 @@ import pandas as pd
 import torch
 
 from featherface.anchors import make_anchors
+from featherface.benchmark.timing import one_thread
 from featherface.config import TrainConfig
 from featherface.data.annotations import Photo
 from featherface.data.loader import make_loader
@@ -45,7 +45,7 @@ def loader_speed(
     rows = []
     for number in range(rounds + 1):
         started = time.perf_counter()
-        with _one_thread():
+        with one_thread():
             _plain_epoch(chosen, image_size, seed=number)
         plain = len(chosen) / (time.perf_counter() - started)
         sampler.set_epoch(number)
@@ -86,18 +86,6 @@ def loss_speed(
     return pd.DataFrame(rows[1:])
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = cv2.getNumThreads(), torch.get_num_threads()
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before[0])
-        torch.set_num_threads(before[1])
-
-
 def _plain_epoch(photos: Sequence[Photo], size: int, *, seed: int) -> None:
     rng = np.random.default_rng(seed)
     for photo in photos:
@@ -109,8 +97,3 @@ def _plain_epoch(photos: Sequence[Photo], size: int, *, seed: int) -> None:
         top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
         part = cv2.resize(image[top : top + side, left : left + side], (size, size))
         torch.from_numpy(part).permute(2, 0, 1).contiguous()
-
-
-def summary(rounds: pd.DataFrame) -> pd.DataFrame:
-    """Median, smallest and largest value of every measured column: the spread beside the figure."""
-    return rounds.drop(columns="round").agg(["median", "min", "max"])

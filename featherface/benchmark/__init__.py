@@ -1,0 +1,6 @@
+"""Speed, measured in pairs: what is compared runs in turn in one process, on the same input."""
+
+from featherface.benchmark.loading import loader_speed, loss_speed
+from featherface.benchmark.timing import summary
+
+__all__ = ["loader_speed", "loss_speed", "summary"]
