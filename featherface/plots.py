@@ -6,14 +6,14 @@ readers can tell apart; lines differ in dash too.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from featherface.errors import ConfigError, DataError
 from featherface.evaluation.average_precision import Curve
@@ -226,4 +226,150 @@ def plot_ablation(table: "pd.DataFrame") -> Figure:
     ax.set_yticks(range(len(rows)), order)
     ax.legend(loc="lower right", fontsize="small", frameon=False)
     _finish(ax, "AP at IoU 0.5 of all faces on held-out photos (%)", "")
+    return figure
+
+
+def plot_pictures(pictures: Sequence[tuple[str, np.ndarray]], *, columns: int = 3) -> Figure:
+    """Photographs (title, (H, W, 3) uint8 RGB) in rows of `columns`, each under its title."""
+    if not pictures:
+        raise DataError("no picture to show")
+    columns = min(columns, len(pictures))
+    lines = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    width = 9.2 / columns
+    heights = [max(width * p.shape[0] / p.shape[1] for _, p in line) + 0.3 for line in lines]
+    heights = [min(height, 6.5) for height in heights]
+    figure = Figure(figsize=(9.2, sum(heights)), layout="constrained")
+    grid = figure.subplots(len(lines), columns, squeeze=False, height_ratios=heights)
+    for ax in grid.flat:
+        ax.axis("off")
+    for line, row in zip(lines, grid, strict=True):
+        for (title, picture), ax in zip(line, row, strict=False):
+            ax.imshow(picture)
+            ax.set_title(title, fontsize="medium")
+    return figure
+
+
+def plot_schedule(
+    steps: np.ndarray, rates: np.ndarray, *, steps_per_epoch: int, title: str = ""
+) -> Figure:
+    """The learning rate at each step (T,), against the epoch."""
+    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    ax = figure.subplots()
+    ax.plot(steps / steps_per_epoch, rates, color=BLUE)
+    ax.set(ylim=(0, None), title=title)
+    _finish(ax, "epoch", "learning rate of AdamW")
+    return figure
+
+
+def plot_networks(table: "pd.DataFrame") -> Figure:
+    """V1 against V2 by part: thousands of parameters and millions of multiply-accumulates.
+
+    table: columns part, v1_parameters, v2_parameters, v1_macs, v2_macs, a row a part.
+    """
+    figure = Figure(figsize=(9.2, 3.6), layout="constrained")
+    panels = (
+        ("parameters", 1e3, "parameters (thousands)"),
+        ("macs", 1e6, "multiply-accumulates (millions)"),
+    )
+    place = np.arange(len(table))
+    for ax, (what, unit, label) in zip(figure.subplots(1, 2), panels, strict=True):
+        for name, colour, shift, hatch in (("v1", ORANGE, -0.2, "//"), ("v2", BLUE, 0.2, "")):
+            values = table[f"{name}_{what}"].to_numpy(float) / unit
+            text = f"{name.upper()}: {values.sum():,.0f}"
+            bars = ax.barh(place + shift, values, 0.38, color=colour, hatch=hatch, label=text)
+            ax.bar_label(bars, fmt="%.1f", padding=3, fontsize="small")
+        ax.set_yticks(place, table["part"])
+        ax.invert_yaxis()
+        ax.margins(x=0.15)
+        ax.legend(loc="lower right", frameon=False)
+        _finish(ax, label, "")
+    return figure
+
+
+def plot_progress(log: "pd.DataFrame", *, epochs: int, title: str = "") -> Figure:
+    """A run so far: total loss, every term, learning rate, throughput, and AP where measured.
+
+    log: training_log.csv as a table, also an empty one; epochs: of the whole run.
+    """
+    figure = Figure(figsize=(9.2, 5.8), layout="constrained")
+    (total, parts), (rate, last) = figure.subplots(2, 2)
+    axes = (total, parts, rate, last)
+    labels = ("total loss", "loss terms (log scale)", "learning rate", "images/s")
+    others = {"epoch", "loss", "lr", "seconds", "images_per_second"}
+    terms = [name for name in log.columns if name not in others and not name.startswith("val_")]
+    if len(log):
+        total.plot(log["epoch"], log["loss"], color=BLUE, marker="o", markersize=3)
+        for index, name in enumerate(terms):
+            style = DASHES[index // len(COLOURS) % len(DASHES)]
+            colour = COLOURS[index % len(COLOURS)]
+            parts.plot(log["epoch"], log[name].clip(lower=1e-6), style, color=colour, label=name,
+                       marker="o", markersize=2)  # fmt: skip
+        parts.set_yscale("log")
+        parts.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+        rate.plot(log["epoch"], log["lr"], color=ORANGE, marker="o", markersize=3)
+        rate.set_ylim(0, None)
+        _draw_speed(last, log)
+    for ax, label in zip(axes, labels, strict=True):
+        ax.set_xlim(0, epochs + 0.5)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _finish(ax, "epoch", label)
+    figure.suptitle(title, fontsize="medium")
+    return figure
+
+
+def _draw_speed(ax: Axes, log: "pd.DataFrame") -> None:
+    """Throughput, and on a second scale the validation AP where the run measures it."""
+    ax.plot(log["epoch"], log["images_per_second"], color=GREEN, marker="o", markersize=3)
+    ax.set_ylim(0, None)
+    if "val_ap" not in log:
+        return
+    measured = log.dropna(subset=["val_ap"])
+    right = ax.twinx()
+    right.plot(measured["epoch"], 100 * measured["val_ap"], "--s", color=PURPLE, markersize=4)
+    right.set_ylim(0, 100)
+    right.set_ylabel("validation AP, % (dashed)", color=PURPLE)
+    right.spines["top"].set_visible(False)
+
+
+def plot_reliabilities(diagrams: Mapping[str, Reliability], *, title: str = "") -> Figure:
+    """Precision against score of several detectors, and how many detections each bin holds."""
+    figure = Figure(figsize=(9.2, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="calibrated")
+    for index, (name, diagram) in enumerate(diagrams.items()):
+        bins = diagram.table.dropna(subset=["score"])
+        colour, dash = COLOURS[index], DASHES[index]
+        text = f"{name}: error {diagram.error:.3f}"
+        left.plot(bins["score"], bins["precision"], dash, marker="o", color=colour, label=text)
+        right.step(diagram.table["high"], diagram.table["count"].clip(lower=0.8), dash,
+                   color=colour, label=name)  # fmt: skip
+    left.set(xlim=(0, 1), ylim=(0, 1.02))
+    left.legend(loc="upper left", frameon=False, fontsize="small")
+    right.set(xlim=(0, 1), yscale="log")
+    right.legend(loc="upper right", frameon=False, fontsize="small")
+    _finish(left, "score", "precision (share of detections true)")
+    _finish(right, "score", "detections in the bin")
+    figure.suptitle(title, fontsize="medium")
+    return figure
+
+
+def plot_speed(table: "pd.DataFrame") -> Figure:
+    """V1 and V2, milliseconds a forward by image size: median, smallest and largest of the rounds.
+
+    table: columns size, network, median, min, max (ms).
+    """
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    ax = figure.subplots()
+    sizes = list(dict.fromkeys(table["size"]))
+    for shift, (name, part) in zip((-0.2, 0.2), table.groupby("network"), strict=True):
+        place = np.array([sizes.index(size) for size in part["size"]]) + shift
+        spread = [part["median"] - part["min"], part["max"] - part["median"]]
+        colour, hatch = (ORANGE, "//") if name == "V1" else (BLUE, "")
+        bars = ax.bar(place, part["median"], 0.38, yerr=spread, color=colour, hatch=hatch,
+                      capsize=3, label=name)  # fmt: skip
+        ax.bar_label(bars, fmt="%.0f", padding=3, fontsize="small")
+    ax.set_xticks(range(len(sizes)), sizes)
+    ax.margins(y=0.15)
+    ax.legend(frameon=False)
+    _finish(ax, "image, width × height (pixels)", "time of a forward (ms)")
     return figure

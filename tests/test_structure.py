@@ -15,8 +15,9 @@ FLOORS = (
     ("cli", "images", "devices", "preprocess", "drawing"),
     ("anchors", "models"),
     ("losses", "data", "evaluation", "postprocess", "checkpoint"),
-    ("detector", "plots"),
+    ("detector", "onnx_detector", "plots", "plots_speed"),
     ("batch_detect", "training", "export", "benchmark"),
+    ("notebook",),
 )
 # a folder whose parts lie on different floors: this module is above its folder
 ABOVE = {"evaluation.run": 5, "evaluation.command": 5}
@@ -37,7 +38,8 @@ def imports_of(file: Path) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "featherface":
-            found |= {f"featherface.{alias.name}" for alias in node.names}
+            names = (alias.name for alias in node.names)
+            found |= {f"featherface.{name}" for name in names if name != "__version__"}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("featherface."):
             found.add(node.module)
         elif isinstance(node, ast.Import):
