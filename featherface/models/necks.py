@@ -34,7 +34,7 @@ def double(x: Tensor, like: Tensor) -> Tensor:
 
 def halve_tf(x: Tensor) -> Tensor:
     """3×3 stride-2 max-pool with TensorFlow's 'same' padding: zeros, the odd one at the end."""
-    rows, columns = (max((-(-n // 2) - 1) * 2 + 3 - n, 0) for n in x.shape[2:])
+    rows, columns = (1 + n % 2 for n in x.shape[2:])  # ⌈n/2⌉ windows reach n + 1 or n + 2
     padding = (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
     return F.max_pool2d(F.pad(x, padding), 3, 2)
 
