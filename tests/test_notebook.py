@@ -1,7 +1,6 @@
-"""The notebook: its form, its mode, its training process, and one run from top to bottom."""
+"""The notebook's steps: session, training process, messages, and one run from top to bottom."""
 
 import argparse
-import ast
 import io
 import json
 import os
@@ -25,19 +24,15 @@ from featherface.errors import ConfigError, TrainingError
 from featherface.models.v1 import FeatherFaceV1
 from featherface.models.v2 import FeatherFaceV2
 from featherface.notebook import display, measure, process, sessions, training
-from featherface.notebook.execute import NOTEBOOK, inject, run_notebook
+from featherface.notebook.execute import run_notebook
 from featherface.notebook.networks import count_macs, network_table
 from featherface.notebook.published import published_curves
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = {"image_size": 64, "epochs": 1, "batch_size": 4, "num_workers": 0, "bn_batches": 2,
         "validate_photos": 2, "device": "cpu"}  # fmt: skip
+EPOCHS = 25  # enough to be stopped and killed on the way
 WAIT = 90  # seconds, for a process to start or end on a busy machine
-
-
-@pytest.fixture(scope="module")
-def notebook() -> nbformat.NotebookNode:
-    return nbformat.read(NOTEBOOK, as_version=4)
 
 
 @pytest.fixture()
@@ -64,62 +59,6 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(training, "LOOK_EVERY", 0.3)
     yield tmp_path
     os.chdir(before)
-
-
-def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def test_it_is_valid_and_carries_no_outputs(notebook):
-    nbformat.validate(notebook)
-    for cell in code_cells(notebook):
-        assert cell.outputs == [] and cell.execution_count is None
-
-
-def test_cells_are_thin(notebook):
-    for cell in code_cells(notebook):
-        assert len(cell.source.splitlines()) <= 15
-        kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
-        assert not [node for node in ast.walk(ast.parse(cell.source)) if isinstance(node, kinds)]
-
-
-def test_it_imports_only_the_project(notebook):
-    for cell in code_cells(notebook):
-        for node in ast.walk(ast.parse(cell.source)):
-            if isinstance(node, ast.ImportFrom):
-                assert (node.module or "").split(".")[0] == "featherface"
-            if isinstance(node, ast.Import):
-                assert {alias.name for alias in node.names} <= {"featherface"}
-
-
-def test_sections_are_numbered_and_explained(notebook):
-    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
-    headings = [text.splitlines()[0] for text in texts if text.startswith("## ")]
-    assert [int(heading.split()[1]) for heading in headings] == list(range(1, 12))
-    kinds = [cell.cell_type for cell in notebook.cells]
-    sections = [i for i, cell in enumerate(notebook.cells) if cell.source.startswith("## ")]
-    for start, end in zip(sections, [*sections[1:], len(kinds)], strict=True):
-        assert "code" in kinds[start:end]
-
-
-def test_each_section_from_6_on_runs_after_a_restart(notebook):
-    """Its first code cell imports what it needs and finds the session again."""
-    for number in range(6, 12):
-        at = next(
-            i for i, cell in enumerate(notebook.cells) if cell.source.startswith(f"## {number} ")
-        )
-        first = next(cell for cell in notebook.cells[at:] if cell.cell_type == "code")
-        assert "from featherface import notebook as nb" in first.source
-        assert "session = nb.session()" in first.source
-
-
-def test_parameters_are_injected_as_papermill_does(notebook):
-    copy = nbformat.from_dict(notebook)
-    inject(copy, {"MODE": "quick", "FRESH": True})
-    tags = [cell.metadata.get("tags", []) for cell in copy.cells]
-    assert tags.index(["injected-parameters"]) == tags.index(["parameters"]) + 1
-    with pytest.raises(ConfigError, match="no parameter EPOCHS"):
-        inject(copy, {"EPOCHS": 3})
 
 
 @pytest.mark.parametrize(
@@ -162,6 +101,26 @@ def test_the_environment_decides_where_the_cell_does_not(work, monkeypatch):
 def test_a_setting_that_does_not_exist_is_named(work):
     with pytest.raises(ConfigError, match="no such setting: epoch;"):
         sessions.open_session("quick", settings={"epoch": 3})
+
+
+@pytest.mark.parametrize("settings", [{"epochs": "3"}, {"epochs": 2.5}, {"lr": True}])
+def test_a_setting_of_another_kind_is_named(work, settings):
+    with pytest.raises(ConfigError, match=f"{next(iter(settings))} must be of type") as caught:
+        sessions.open_session("quick", settings=settings)
+    (line,) = caught.value._render_traceback_()  # what IPython shows instead of the traceback
+    assert line.startswith("Not done: opening the session: SETTINGS")
+    sessions.open_session("quick", settings={"lr": 1})
+
+
+def test_a_teacher_named_in_the_settings_is_the_teacher(work):
+    current = sessions.open_session("quick", settings={"teacher_model": "elsewhere/v1.pth"})
+    assert current.teacher == Path("elsewhere/v1.pth")
+
+
+def test_a_damaged_record_does_not_stop_the_session(work):
+    (work / "results/v2").mkdir(parents=True)
+    (work / "results/v2/notebook_config.json").write_text('{"session": {"mode": "quick"}}')
+    assert sessions.session().mode == "quick"
 
 
 def test_real_photographs_are_used_where_there_are_some(work):
@@ -216,7 +175,7 @@ def wait_for(config: TrainConfig, *, epochs: int = 0, state: str = "") -> proces
 
 def test_a_run_is_followed_stopped_killed_and_resumed(work, shown):
     """Everything is read from files: nothing here depends on who started the process."""
-    config = tiny_config(work, epochs=60)
+    config = tiny_config(work, epochs=EPOCHS)
     folder = work / "run"
     assert process.look(config).state == "none"
     process.start(config)
@@ -236,7 +195,7 @@ def test_a_run_is_followed_stopped_killed_and_resumed(work, shown):
         process.start(config, resume=True)
     wait_for(config, state="finished")
     log = process.read_table(folder)
-    assert log["epoch"].tolist() == list(range(1, 61))
+    assert log["epoch"].tolist() == list(range(1, EPOCHS + 1))
     assert process.look(config.replace(lr=0.5)).state == "other"
 
 
@@ -250,6 +209,26 @@ def test_a_crash_says_why_in_one_line(work, shown):
     mark, text = shown[-1]
     assert mark == "problem" and "data folder nowhere does not exist" in text
     assert "Traceback" not in text and "section 5" in text
+
+
+def test_without_a_checkpoint_there_is_nothing_to_resume(work, shown):
+    current = sessions.open_session("quick", settings={**TINY, "save_folder": str(work / "run")})
+    process.start(current.config.replace(data="nowhere"))
+    wait_for(current.config, state="failed")
+    training.resume_training(current)
+    mark, text = shown[-1]
+    assert mark == "problem" and "run section 5 again" in text
+
+
+def test_a_kernel_that_ends_is_one_message(tmp_path):
+    cells = [nbformat.v4.new_markdown_cell("## 1 End"), nbformat.v4.new_code_cell("MODE = 1")]
+    cells[1].metadata["tags"] = ["parameters"]
+    cells.append(nbformat.v4.new_code_cell("import os\nos._exit(1)"))
+    source = tmp_path / "short.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), source)
+    with pytest.raises(ConfigError, match="the kernel ended in section 1 End"):
+        run_notebook(tmp_path / "out", parameters={"MODE": 2}, source=source)
+    assert (tmp_path / "out/short.html").is_file()
 
 
 def test_following_what_never_started_says_so(work, shown):
@@ -333,7 +312,9 @@ def test_it_runs_from_top_to_bottom(work):
     unexpected = [text for text in result.problems if exports or "xport" not in text]
     assert [text for text in unexpected if "onnx_detector" not in text] == []
     executed = nbformat.read(result.notebook, as_version=4)
-    for cell in code_cells(executed):
+    for cell in executed.cells:
+        if cell.cell_type != "code":
+            continue
         tagged = {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", ()))
         assert tagged or cell.outputs, cell.source
         assert not [output for output in cell.outputs if output.output_type == "error"]

@@ -12,7 +12,7 @@ import nbformat
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbconvert import HTMLExporter
 from nbformat import NotebookNode
 from traitlets import default
@@ -110,7 +110,8 @@ def run_notebook(
     """Execute the notebook with these parameters; write it and an HTML page into `out`.
 
     parameters: values for the names of the cell tagged "parameters". environment: for the kernel,
-    over this process's. ConfigError for an unknown parameter, or where a cell raises.
+    over this process's. ConfigError for an unknown parameter, where a cell raises, or where the
+    kernel ends.
     """
     started = time.monotonic()
     notebook = nbformat.read(source, as_version=4)
@@ -126,6 +127,11 @@ def run_notebook(
     except CellExecutionError as error:
         raise ConfigError(
             f"a cell failed, see {executed}: {error.ename}: {error.evalue}"
+        ) from error
+    except DeadKernelError as error:
+        raise ConfigError(
+            f"the kernel ended in section {terminal.section} (interrupted, or out of memory); a "
+            "training that was started goes on, and the next run of the notebook finds it"
         ) from error
     finally:  # what was done so far is worth reading
         write_text(executed, nbformat.writes(notebook) + "\n")
@@ -159,4 +165,5 @@ def to_html(notebook: NotebookNode, *, title: str) -> str:
     exporter = HTMLExporter(template_name="lab")
     exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = ""
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
-    return body
+    style = "<style>.jp-OutputArea-output{padding-left:12px}</style>"  # in line with the text
+    return body.replace("</head>", f"{style}</head>", 1)

@@ -24,7 +24,7 @@ from featherface.notebook.display import explained, note, show_figure, show_tabl
 from featherface.notebook.faces import detectors
 from featherface.notebook.networks import network_table
 from featherface.notebook.published import published_curves
-from featherface.notebook.sessions import Session
+from featherface.notebook.sessions import Session, make_drawn_set
 from featherface.plots import (
     plot_consistency,
     plot_precision_recall,
@@ -34,6 +34,12 @@ from featherface.plots import (
 
 SMALLEST = 16.0  # pixels: the smallest anchor; drawn faces below it are not asked for
 QUICK_PHOTOS = 160  # real ones to measure on in quick mode
+AGREEMENT = {  # figures of the comparison that go into the table, with their units
+    "agreement": ("faces that both find", "share of all"),
+    "score_correlation": ("correlation of their scores", ""),
+    "iou_median": ("IoU of their boxes, median", ""),
+    "landmark_distance_median": ("distance of their landmarks, median", "face sizes"),
+}
 WANTED_AP = 0.5  # of a quick run, faces of SMALLEST and more
 SIZES = ((320, 320), (640, 480), (640, 640))  # width, height
 
@@ -53,7 +59,8 @@ def evaluate(current: Session) -> None:
         note("A subset or drawn photographs: these numbers compare detectors, no more than that.")
     panels = [name for name in next(iter(curves.values())) if name != "small"]
     shown = {name: {p: lines[p] for p in panels if p in lines} for name, lines in curves.items()}
-    show_figure(plot_precision_recall(shown, title=title), current.results / "precision_recall.png")
+    figure = plot_precision_recall(shown, title=f"{title}; AP exact", exact=True)
+    show_figure(figure, current.results / "precision_recall.png")
     _judge(current, results)
 
 
@@ -100,6 +107,7 @@ def _measured(current: Session) -> dict[str, Evaluation]:
     """Detections and AP of every detector that is there; measured once a session."""
     if current.measured:
         return current.measured
+    make_drawn_set(current)
     current.evaluated = found = evaluation_set(current)
     available = detectors(current, score_threshold=EVALUATION_SCORE)
     if not available:
@@ -199,8 +207,8 @@ def compare_detections(current: Session) -> None:
     )
     rows = [{"measure": name, "value": value} for name, value in summary.items()]
     show_table(pd.DataFrame(rows), f"all figures of the comparison ({len(rows)})", fold=True)
-    for name in ("agreement", "score_correlation", "iou_median", "landmark_distance_median"):
-        _add(current, name, title, "", None, summary[name])
+    for name, (measure, unit) in AGREEMENT.items():
+        _add(current, measure, title, unit, None, summary[name])
 
 
 @explained("the calibration of V1 and V2")
@@ -269,5 +277,5 @@ def _precisions(current: Session) -> list[dict[str, Any]]:
         for setting, curve in result.curves.items():
             condition = f"{name}; {setting}; {found.description}; {current.protocol} size"
             v1 = teacher.curves[setting].ap_exact if teacher else None
-            rows.append(_row("AP (exact)", condition, "", v1, curve.ap_exact))
+            rows.append(_row("AP (exact)", condition, "0..1", v1, curve.ap_exact))
     return rows

@@ -7,17 +7,18 @@ WIDER FACE on a GPU.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from featherface.config import PRESETS, TrainConfig
 from featherface.data.demo import make_demo
 from featherface.data.prepare import FULL_COUNTS
 from featherface.data.widerface import read_split
 from featherface.detector import SHIPPED_WEIGHTS
-from featherface.errors import ConfigError, DataError
+from featherface.errors import ConfigError, DataError, FeatherFaceError
 from featherface.evaluation.average_precision import Evaluation
 from featherface.evaluation.sets import EvaluationSet
 from featherface.structures import Detections
@@ -97,8 +98,30 @@ class Session:
 
 
 _current: Session | None = None
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
+class Refused(ConfigError):
+    """Nothing can be run: ends the cell, and running all cells, with its message alone."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of the traceback."""
+        return [f"Not done: opening the session: {self}"]
+
+
+def _in_one_message(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    @wraps(function)
+    def wrapped(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return function(*args, **kwargs)
+        except FeatherFaceError as error:
+            raise Refused(str(error)) from None
+
+    return wrapped
+
+
+@_in_one_message
 def open_session(
     mode: str = "auto",
     *,
@@ -122,13 +145,12 @@ def open_session(
     data = REAL_DATA if drawn is None else demo_folder(drawn)
     known = next((path for path in TEACHERS if path.is_file()), None)
     config, teacher_config = configs(mode, data, known, settings)
-    own = Path(teacher_config.save_folder) / "FeatherFaceV1_final.pth"
     _current = Session(
         mode=mode,
         reason=reason,
         data=data,
         drawn=drawn,
-        teacher=known or (own if mode == "quick" else TEACHERS[0]),
+        teacher=Path(config.teacher_model),
         config=config,
         teacher_config=teacher_config,
         settings=settings,
@@ -145,10 +167,11 @@ def session() -> Session:
     os.chdir(os.environ.get("FEATHERFACE_ROOT") or CHECKOUT)
     try:
         recorded = json.loads(RECORD.read_text(encoding="utf-8"))["session"]
-    except (OSError, ValueError, KeyError):
+        mode, settings = recorded["mode"], dict(recorded["settings"])
+        train, val = recorded["demo_photos"]
+    except (OSError, ValueError, KeyError, TypeError):
         return open_session()
-    train, val = recorded.pop("demo_photos")
-    return open_session(**recorded, demo_photos=(train, val))
+    return open_session(mode, settings=settings, demo_photos=(train, val))
 
 
 def choose_mode(wanted: str, *, complete: bool, cuda: bool) -> tuple[str, str]:
@@ -175,14 +198,25 @@ def configs(
     own = RESULTS / "quick_run/teacher" if mode == "quick" else Path(PRESETS["v1"].save_folder)
     limit = MOST_QUICK_PHOTOS if mode == "quick" else 0
     common = {"data": data.as_posix(), "limit": limit, **short, **settings}
-    unknown = sorted(common.keys() - PRESETS["v2"].as_dict().keys())
-    if unknown:
-        raise ConfigError(f"SETTINGS: no such setting: {', '.join(unknown)}; section 3 lists all")
+    _check(common)
     chosen = teacher or (own / "FeatherFaceV1_final.pth" if mode == "quick" else TEACHERS[0])
     v2 = {"teacher_model": chosen.as_posix(), "save_folder": run.as_posix()} | common
     shared = {name: value for name, value in common.items() if name in TEACHER_SHARES}
     v1 = {"save_folder": own.as_posix(), "backbone_weights": shipped().as_posix()} | shared
     return PRESETS["v2"].replace(**v2), PRESETS["v1"].replace(**v1)
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    """ConfigError for a setting that does not exist, or is of another kind than its default."""
+    defaults = PRESETS["v2"].as_dict()
+    unknown = sorted(settings.keys() - defaults.keys())
+    if unknown:
+        raise ConfigError(f"SETTINGS: no such setting: {', '.join(unknown)}; section 3 lists all")
+    for name, value in settings.items():
+        kind = type(defaults[name])
+        fits = isinstance(value, (int, float) if kind is float else kind)
+        if not fits or (isinstance(value, bool) and kind is not bool):
+            raise ConfigError(f"SETTINGS: {name} must be of type {kind.__name__}; got {value!r}")
 
 
 def demo_folder(photos: tuple[int, int]) -> Path:

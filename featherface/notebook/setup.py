@@ -63,7 +63,8 @@ def prepare_data(current: Session) -> None:
     make_drawn_set(current)
     report = verify(current.data, progress=not current.headless)
     if report.splits:
-        show_table(report.to_dataframe(), f"data in {current.data}")
+        frame = report.to_dataframe()  # the counts of WIDER FACE say nothing of a drawn set
+        show_table(frame.drop(columns="of") if current.drawn else frame, f"data in {current.data}")
     for line in report.problems:
         problem("part of the data", line)
     if report.splits and not any(item.faces_with_landmarks for item in report.splits):

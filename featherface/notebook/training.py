@@ -137,6 +137,8 @@ def resume_training(current: Session) -> None:
     if status.state in ("none", "other"):
         raise TrainingError(f"nothing to resume: {status.line}; start a run in section 5")
     if status.state != "running":
+        if not status.resumable:
+            raise TrainingError(f"{status.line}; nothing was saved yet, so run section 5 again")
         process.start(current.config, resume=True)
         time.sleep(LOOK_EVERY)
     _follow(current, current.config)
