@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -19,18 +18,16 @@ from featherface.anchors import make_anchors, match
 from featherface.config import TrainConfig
 from featherface.data.annotations import Photo
 from featherface.data.decode import PhotoFile, Window, decode, is_complete, open_photo
+from featherface.data.recipe import Colour, RandomSquareCrop, anchors_to_meet, draw_colour
 from featherface.data.transforms import (
     FILL_RGB,
     IGNORE_VISIBLE,
-    RandomColour,
-    RandomSquareCrop,
     Sample,
-    ToTarget,
-    anchors_to_meet,
-    colour_matrix,
+    change_colour,
     crop,
     fill_outside,
     flip_faces,
+    to_target,
     training_transform,
 )
 from featherface.errors import DataError
@@ -221,7 +218,7 @@ def test_invalid_faces_become_ignored_ones(tmp_path):
     assert sample["boxes"].tolist() == [[10, 10, 42, 42], [50, 50, 82, 82]]
     assert sample["ignore"].tolist() == [False, True]
     assert sample["landmark_mask"].tolist() == [[True] * 5, [False] * 5]
-    _, target = ToTarget(min_face=1.0)(sample)
+    target = to_target(sample, min_face=1.0)
     anchors = make_anchors(96, 96)
     found = match(Target(*(part[None] for part in target)), anchors)
     on_it = box_iou(target.boxes[1:], box_convert(anchors, "cxcywh", "xyxy"))[0] >= 0.35
@@ -259,7 +256,7 @@ def test_no_crop_gives_a_face_without_area(tmp_path_factory, boxes, left, top, s
     sample = fill_outside(
         sample_with(tmp_path_factory.getbasetemp(), boxes, Window(left, top, side, 1))
     )
-    _, target = ToTarget(min_face=4.0)(sample)
+    target = to_target(sample, min_face=4.0)
     sizes = target.boxes[:, 2:] - target.boxes[:, :2]
     assert sample["image"].shape == (3, side, side)
     assert (sizes > 0).all() and (target.boxes >= 0).all() and (target.boxes <= side).all()
@@ -268,7 +265,7 @@ def test_no_crop_gives_a_face_without_area(tmp_path_factory, boxes, left, top, s
 
 def test_small_faces_are_ignored_not_dropped(tmp_path):
     sample = sample_with(tmp_path, [(10, 10, 13.9, 30), (10, 10, 14, 30)], Window(0, 0, 80, 1))
-    _, target = ToTarget(min_face=4.0)(sample)
+    target = to_target(sample, min_face=4.0)
     assert target.ignore.tolist() == [True, False]
     assert target.weight.tolist() == [1.0, 1.0]
 
@@ -306,7 +303,7 @@ def test_faces_are_chosen_alike_and_meet_each_of_their_anchor_sizes_alike(monkey
         chosen.append(face)
         return anchors_to_meet(face, **limits)
 
-    monkeypatch.setattr("featherface.data.transforms.anchors_to_meet", spy)
+    monkeypatch.setattr("featherface.data.recipe.anchors_to_meet", spy)
     windows = [sampled_window([LARGE, SMALL], seed=seed) for seed in range(1200)]
     faces = np.array(chosen).round()
     assert abs((faces == 30).mean() - 0.5) < 0.05 and set(faces) == {30, 300}
@@ -414,6 +411,12 @@ def colours(seed=0):
     return np.random.default_rng(seed).integers(0, 256, (30, 40, 3)).astype(np.uint8)
 
 
+def coloured(pixels, **change):
+    none = torch.zeros(0, 4), torch.zeros(0, 5, 2), torch.zeros(0, 5, dtype=torch.bool)
+    sample = sample_of(torch.from_numpy(pixels).permute(2, 0, 1), *none)
+    return change_colour(sample, Colour(**change))["image"].permute(1, 2, 0).numpy()
+
+
 @pytest.mark.parametrize(
     ("change", "reference"),
     [
@@ -427,21 +430,21 @@ def colours(seed=0):
 )
 def test_the_colour_matrix_is_torchvisions_change(change, reference):
     pixels = colours()
-    ours = cv2.transform(pixels, colour_matrix(pixels, **change)).astype(int)
+    ours = coloured(pixels, **change).astype(int)
     theirs = reference(torch.from_numpy(pixels).permute(2, 0, 1)).permute(1, 2, 0).numpy()
     assert np.abs(ours - theirs).max() <= 2  # torchvision truncates where OpenCV rounds
 
 
 def test_hue_keeps_grey_and_turns_as_torchvision_does():
     middle = (colours() // 3 + 80).astype(np.uint8)  # nothing is clipped
-    turned = cv2.transform(middle, colour_matrix(middle, hue=0.05))
+    turned = coloured(middle, hue=0.05)
     luma = np.array((0.299, 0.587, 0.114))
     assert np.abs(turned @ luma - middle @ luma).max() <= 1.5
     grey = np.repeat(middle[..., :1], 3, axis=2)
-    assert np.abs(cv2.transform(grey, colour_matrix(grey, hue=0.05)).astype(int) - grey).max() <= 1
+    assert np.abs(coloured(grey, hue=0.05).astype(int) - grey).max() <= 1
     for colour in ((180, 60, 60), (60, 180, 60), (60, 60, 180), (200, 150, 120)):
         flat = np.full((2, 2, 3), colour, np.uint8)
-        ours = cv2.transform(flat, colour_matrix(flat, hue=0.05))[0, 0].astype(float)
+        ours = coloured(flat, hue=0.05)[0, 0].astype(float)
         tensor = torch.from_numpy(flat).permute(2, 0, 1)
         theirs = F.adjust_hue(tensor, 0.05)[:, 0, 0].numpy().astype(float)
         away = F.adjust_hue(tensor, -0.05)[:, 0, 0].numpy().astype(float)
@@ -449,18 +452,16 @@ def test_hue_keeps_grey_and_turns_as_torchvision_does():
 
 
 def test_colours_change_with_their_probability_only():
-    sample = sample_of(
-        torch.from_numpy(colours()).permute(2, 0, 1),
-        torch.zeros(0, 4),
-        torch.zeros(0, 5, 2),
-        torch.zeros(0, 5, dtype=torch.bool),
-    )
-    before = sample["image"].clone()
-    assert torch.equal(RandomColour(probability=0.0)(sample)["image"], before)
-    changed = RandomColour(probability=1.0)(sample)["image"]
-    assert not torch.equal(changed, before)
-    assert torch.equal(sample["image"], before), "the input was changed in place"
-    assert changed.dtype == torch.uint8 and changed.shape == before.shape
+    assert all(draw_colour(probability=0.0) == Colour() for _ in range(20))
+    drawn = np.array([draw_colour(probability=0.5) for _ in range(400)])
+    changed = (drawn != np.array(Colour())).mean(axis=0)
+    assert (abs(changed - 0.5) < 0.1).all()
+    pixels = colours()
+    before = pixels.copy()
+    changed = coloured(pixels, **draw_colour(probability=1.0)._asdict())
+    assert not np.array_equal(changed, before)
+    assert np.array_equal(pixels, before), "the input was changed in place"
+    assert changed.dtype == np.uint8 and changed.shape == before.shape
 
 
 # Odd photos ------------------------------------------------------------------------------
@@ -518,5 +519,5 @@ def test_missing_corrupt_and_truncated_photos_are_named(tmp_path):
             (tmp_path / name).write_bytes(content)
         photo = Photo(tmp_path / name, name, np.zeros((0, 4)), np.zeros((0, 5, 2)), np.ones((0, 5)))
         with pytest.raises(DataError) as caught:
-            RandomSquareCrop(scale=(0.5, 1.0), size=64)(photo)
+            augment(photo)
         assert name in str(caught.value) and "\n" not in str(caught.value)

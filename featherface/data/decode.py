@@ -37,7 +37,7 @@ class PhotoFile(NamedTuple):
     """An image file in memory, its header read but its pixels not decoded."""
 
     path: Path
-    data: bytes
+    data: bytes  # the file, or of one that is not to be decoded only its first bytes
     width: int
     height: int
 
@@ -54,6 +54,14 @@ class PhotoFile(NamedTuple):
     def shrunk_size(self, shrink: int) -> tuple[int, int]:
         """Width and height of the photo decoded at 1/shrink: rounded up, as libjpeg does."""
         return -(-self.width // shrink), -(-self.height // shrink)
+
+    def inside(self, window: Window) -> tuple[slice, slice]:
+        """The columns and the rows of the shrunk photo that a window shows."""
+        width, height = self.shrunk_size(window.shrink)
+        return (
+            slice(max(window.left, 0), min(window.left + window.side, width)),
+            slice(max(window.top, 0), min(window.top + window.side, height)),
+        )
 
 
 def open_photo(path: str | Path) -> PhotoFile:
@@ -100,9 +108,8 @@ def decode(photo: PhotoFile, shrink: int = 1) -> np.ndarray:
 def read_window(photo: PhotoFile, window: Window) -> np.ndarray:
     """The part of a window that lies inside the photo, (h, w, 3) uint8 RGB."""
     pixels = decode(photo, window.shrink)
-    top, left = max(window.top, 0), max(window.left, 0)
-    part = pixels[top : window.top + window.side, left : window.left + window.side]
-    return cv2.cvtColor(part, cv2.COLOR_BGR2RGB)
+    columns, rows = photo.inside(window)
+    return cv2.cvtColor(pixels[rows, columns], cv2.COLOR_BGR2RGB)
 
 
 def _one_line(error: Exception) -> str:

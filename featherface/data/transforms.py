@@ -1,45 +1,45 @@
-"""Augmentation of one training image: a large square crop, colour changes, a flip, a resize.
+"""Augmentation of one training image: a large square crop, colour changes, a resize, a flip.
 
-The crop follows SCRFD (arXiv 2105.04714), whose scales up to 2.0 teach small faces, or brings a
-face to an anchor size (data-anchor sampling, PyramidBox, arXiv 1803.07737); the colour changes are
-SSD's (arXiv 1512.02325). Between the steps travels a Sample, a dict of tv_tensors, so
-that torchvision's transforms fit between ours. All randomness is torch's CPU generator.
+What is random is drawn first (featherface.data.recipe); here it is done. Between the steps travels
+a Sample, a dict of tv_tensors, so that torchvision's transforms fit between ours. A Sample may go
+without its pixels: the faces are then placed all the same, and featherface.data.render makes the
+pixels of a whole batch on the device.
 """
 
-import math
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image, KeyPoints
 
-from featherface.config import ANCHOR_SIZES, MEAN_BGR, TrainConfig
+from featherface.config import MEAN_BGR, TrainConfig
 from featherface.data.annotations import Photo
 from featherface.data.decode import PhotoFile, Window, open_photo, read_window
+from featherface.data.recipe import (
+    Colour,
+    Recipe,
+    RecipeDrawer,
+    area,
+    centre_inside,
+    visible_part,
+)
 from featherface.structures import Target
 
 FILL_RGB = tuple(MEAN_BGR[::-1])  # outside the photo: zero once the network's mean is subtracted
 FLIPPED_LANDMARKS = (1, 0, 2, 4, 3)  # eyes and mouth corners change sides
 IGNORE_VISIBLE = 0.1  # a face with its centre outside but this share inside is ignored
 SLIVER = 0.01  # pixels: a visible part thinner than this could round to no area at all
-CROP_TRIES = 50  # draws until a crop holds a face
-# Data-anchor sampling; JITTER spans the half octave either way that separates the anchor sizes.
-LARGEST_ZOOM, JITTER = 2.0, (-0.5, 0.5)  # of a face in the photo; powers of two
-LARGEST_CROP, SMALLEST_CROP = 4.0, 16.0  # of the photo's longer side; pixels of the photo
 LUMA = (0.299, 0.587, 0.114)  # grey of an RGB pixel, ITU-R BT.601
-# Strengths of torchvision's RandomPhotometricDistort, which are SSD's.
-BRIGHTNESS, CONTRAST, SATURATION, HUE = (0.875, 1.125), (0.5, 1.5), (0.5, 1.5), (-0.05, 0.05)
 
 
 class Sample(TypedDict):
     """One image under augmentation; h × w changes from step to step. F faces."""
 
-    image: Image  # (3, h, w) uint8 RGB
-    boxes: BoundingBoxes  # (F, 4) float32 x1, y1, x2, y2
+    image: Image | None  # (3, h, w) uint8 RGB; None: only the faces are wanted
+    boxes: BoundingBoxes  # (F, 4) float32 x1, y1, x2, y2; its canvas_size is (h, w)
     landmarks: KeyPoints  # (F, 5, 2) float32, continuous like the boxes: the image spans 0..w
     landmark_mask: Tensor  # (F, 5) bool
     ignore: Tensor  # (F,) bool
@@ -47,138 +47,71 @@ class Sample(TypedDict):
     labelled: bool  # False: the photo's faces are unknown
 
 
-def training_transform(config: TrainConfig) -> v2.Compose:
+class Place(NamedTuple):
+    """Where the visible part of a photo comes to lie in the training image, whole pixels."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+class TrainingTransform:
     """The augmentation recipe: Photo → (image (3, S, S) uint8 RGB, Target without padding)."""
-    size = config.image_size
-    return v2.Compose(
-        [
-            RandomSquareCrop(
-                scale=(config.crop_scale_min, config.crop_scale_max),
-                size=size,
-                anchor_sampling_prob=config.anchor_sampling_prob,
-            ),
-            RandomColour(probability=config.photometric_prob),
-            ResizeVisible(size=size),
-            fill_outside,  # last of these, so that the outside is exactly the mean, and cheap
-            RandomFaceFlip(probability=config.flip_prob),
-            ToTarget(min_face=config.min_face),
-        ]
-    )
 
+    def __init__(self, config: TrainConfig) -> None:
+        self.size, self.min_face = config.image_size, config.min_face
+        self.draw = RecipeDrawer(config)
 
-class RandomSquareCrop:
-    """Photo → Sample: decode a random square of side scale × the photo's short side.
-
-    Drawn again, up to CROP_TRIES times, while the photo has faces and none has its centre inside.
-    `size` is the training size: larger crops are decoded shrunk, but never below it.
-
-    With `anchor_sampling_prob` the square is instead drawn around one of the photo's faces, so that
-    the face meets a random anchor size. An unlabelled photo never gives a face.
-    """
-
-    def __init__(
-        self, *, scale: tuple[float, float], size: int, anchor_sampling_prob: float = 0.0
-    ) -> None:
-        self.scale, self.size = scale, size
-        self.anchor_sampling_prob = anchor_sampling_prob
-
-    def __call__(self, photo: Photo) -> Sample:
+    def __call__(self, photo: Photo) -> tuple[Tensor, Target]:
         file = open_photo(photo.path)
-        if not photo.labelled:
-            photo = Photo.unlabelled(photo.path, photo.name)
-        frame = np.array([file.width, file.height] * 2, np.float32)
-        boxes = np.clip(photo.boxes, 0, frame)  # annotations may reach beyond the photo
-        faces = boxes[_area(boxes) > 0] if self.anchor_sampling_prob > 0 else boxes[:0]
-        if len(faces) and torch.rand(1).item() < self.anchor_sampling_prob:
-            return crop(photo, file, self._draw_around(file, faces))
-        for _ in range(CROP_TRIES if len(boxes) else 1):
-            window = self._draw(file)
-            if _centre_inside(boxes, _visible_part(file, window)).any():
-                break
-        return crop(photo, file, window)
+        recipe = self.draw(photo, file)
+        sample = crop(photo, file, recipe.window)
+        sample = change_colour(sample, recipe.colour)
+        sample = resize_visible(sample, size=self.size)
+        # after the colours, so that the outside is exactly the mean, and cheap
+        sample = fill_outside(sample)
+        sample = flip_faces(sample) if recipe.flip else sample
+        assert sample["image"] is not None
+        return sample["image"].as_subclass(Tensor), to_target(sample, min_face=self.min_face)
 
-    def _draw(self, file: PhotoFile) -> Window:
-        """A window of random size and place; where larger than the photo, it contains it."""
-        scale, x, y = torch.rand(3).tolist()
-        low, high = self.scale
-        side = max(1.0, (low + (high - low) * scale) * min(file.width, file.height))
-        shrink, pixels = self._grid(file, side)
-        width, height = file.shrunk_size(shrink)
-        # whole pixels of the shrunk photo, so that boxes map without rounding
-        left, top = (
-            min(0, free) + math.floor(draw * (abs(free) + 1))
-            for free, draw in ((width - pixels, x), (height - pixels, y))
-        )
-        return Window(left, top, pixels, shrink)
+    def place(self, photo: Photo, file: PhotoFile) -> tuple[Recipe, Place, Target]:
+        """The same without the pixels: what is drawn, and what comes of the faces.
 
-    def _grid(self, file: PhotoFile, side: float) -> tuple[int, int]:
-        """For a crop of `side` photo pixels: the shrink to decode at, and its side there."""
-        shrink = file.shrink_for(side, self.size)
-        return shrink, max(1, round(side / shrink))
-
-    def _draw_around(self, file: PhotoFile, faces: np.ndarray) -> Window:
-        """A window that brings one of `faces` (F, 4), each with an area, to a random anchor size.
-
-        A face's size is the root of its area, as its anchors are square.
+        The place is that before the flip.
         """
-        which, anchor, jitter, x, y = torch.rand(5).tolist()
-        x1, y1, x2, y2 = faces[int(which * len(faces))].tolist()
-        face, longer = math.sqrt((x2 - x1) * (y2 - y1)), max(file.width, file.height)
-        sizes = anchors_to_meet(face, longer=longer, size=self.size)
-        low, high = JITTER
-        target = sizes[int(anchor * len(sizes))] * 2 ** (low + (high - low) * jitter)
-        side = self.size * face / min(target, self.size)
-        shrink, pixels = self._grid(file, max(SMALLEST_CROP, min(side, LARGEST_CROP * longer)))
-        width, height = file.shrunk_size(shrink)
-        left = _start_around(x1 / shrink, x2 / shrink, pixels=pixels, length=width, draw=x)
-        top = _start_around(y1 / shrink, y2 / shrink, pixels=pixels, length=height, draw=y)
-        return Window(left, top, pixels, shrink)
+        recipe = self.draw(photo, file)
+        sample = crop(photo, file, recipe.window, pixels=False)
+        sample = resize_visible(sample, size=self.size)
+        left, top, right, bottom = sample["padding"]
+        sample = fill_outside(sample)
+        sample = flip_faces(sample) if recipe.flip else sample
+        place = Place(left, top, self.size - right, self.size - bottom)
+        return recipe, place, to_target(sample, min_face=self.min_face)
 
 
-def anchors_to_meet(face: float, *, longer: int, size: int) -> list[int]:
-    """The anchor sizes that a face of size `face` in a photo may be brought to, ascending.
-
-    Up to the next one above the face itself (PyramidBox; further enlarged it would only be blurred)
-    and the training size; from the one that the largest crop still reaches (`longer` is the photo's
-    longer side). The smallest anchor where that leaves none. All in pixels.
-    """
-    largest = min(LARGEST_ZOOM * face, size)
-    smallest = size * face / (LARGEST_CROP * longer)
-    every = sorted(anchor for level in ANCHOR_SIZES for anchor in level)
-    return [anchor for anchor in every if smallest <= anchor <= largest] or every[:1]
+def training_transform(config: TrainConfig) -> TrainingTransform:
+    """The config's augmentation."""
+    return TrainingTransform(config)
 
 
-def _start_around(low: float, high: float, *, pixels: int, length: int, draw: float) -> int:
-    """Where a window of `pixels` starts along a side of the photo so that low..high lies in it.
-
-    If that does not fit its middle does. The window stays in the photo (0..length), or contains it
-    where it is larger. `draw` in [0, 1) chooses among the starts that are left.
-    """
-    first, last = math.ceil(high - pixels), math.floor(low)
-    if first > last:
-        middle = (low + high) / 2
-        first, last = math.floor(middle - pixels) + 1, math.floor(middle)
-    free = length - pixels
-    first, last = max(first, min(0, free)), min(last, max(0, free))
-    return first + math.floor(draw * (last - first + 1))
-
-
-def crop(photo: Photo, file: PhotoFile, window: Window) -> Sample:
+def crop(photo: Photo, file: PhotoFile, window: Window, *, pixels: bool = True) -> Sample:
     """The visible part of a window as a Sample, its coordinates relative to that part.
 
     A face whose centre is inside is kept, clipped. One with its centre outside is ignored if a
     tenth of it is visible: calling it background would be wrong, and so would the face's full box.
-    The photo's ignored boxes come last and stay ignored.
+    The photo's ignored boxes come last and stay ignored; an unlabelled photo gives no face.
     """
-    image = read_window(file, window)
-    height, width = image.shape[:2]
-    left, top, right, bottom = visible = _visible_part(file, window)
+    if not photo.labelled:
+        photo = Photo.unlabelled(photo.path, photo.name)
+    columns, rows = file.inside(window)
+    height, width = rows.stop - rows.start, columns.stop - columns.start
+    left, top, right, bottom = visible = visible_part(file, window)
     faces = photo.with_ignored()
     boxes = np.clip(faces.boxes, 0, [file.width, file.height] * 2)
     clipped = np.clip(boxes, visible[[0, 1, 0, 1]], visible[[2, 3, 2, 3]])
-    area = _area(clipped)
-    inside = _centre_inside(boxes, visible)
-    partial = area >= IGNORE_VISIBLE * np.maximum(_area(boxes), 1e-6)
+    inside = centre_inside(boxes, visible)
+    partial = area(clipped) >= IGNORE_VISIBLE * np.maximum(area(boxes), 1e-6)
     large_enough = (clipped[:, 2:] - clipped[:, :2]).min(axis=1, initial=np.inf) > SLIVER
     kept = large_enough & (inside | partial)
     points = faces.landmarks[kept]
@@ -190,7 +123,7 @@ def crop(photo: Photo, file: PhotoFile, window: Window) -> Sample:
     beyond_x = window.side - width - max(-window.left, 0)
     beyond_y = window.side - height - max(-window.top, 0)
     return Sample(
-        image=Image(torch.from_numpy(image).permute(2, 0, 1)),  # channels last in memory
+        image=_as_image(read_window(file, window)) if pixels else None,
         boxes=BoundingBoxes(
             torch.from_numpy(boxes.astype(np.float32)),
             format=BoundingBoxFormat.XYXY,
@@ -206,166 +139,117 @@ def crop(photo: Photo, file: PhotoFile, window: Window) -> Sample:
     )
 
 
-def _visible_part(file: PhotoFile, window: Window) -> np.ndarray:
-    """Where window and photo overlap: (4,) x1, y1, x2, y2 in pixels of the photo."""
-    corner = np.array([window.left, window.top]) * window.shrink
-    far = np.minimum(corner + window.side * window.shrink, [file.width, file.height])
-    return np.concatenate((np.maximum(corner, 0), far)).astype(np.float32)
+def _as_image(pixels: np.ndarray) -> Image:
+    """(h, w, 3) → (3, h, w), channels last in memory."""
+    return Image(torch.from_numpy(pixels).permute(2, 0, 1))
 
 
-def _centre_inside(boxes: np.ndarray, part: np.ndarray) -> np.ndarray:
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    return ((centres >= part[:2]) & (centres < part[2:])).all(axis=1)
-
-
-def _area(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-
-
-class RandomColour:
-    """Change brightness, contrast, saturation and hue, each with the given probability.
+def change_colour(sample: Sample, colour: Colour) -> Sample:
+    """Change brightness, contrast, saturation and hue of the pixels.
 
     All four are affine in RGB, so they are one 3 × 4 matrix and one pass over the pixels: hue turns
     the colours about the grey axis in YIQ, in place of the HSV round trip, which costs 100 times
     the rest. None but brightness and contrast changes the grey value, so their order is free.
     """
-
-    def __init__(self, *, probability: float) -> None:
-        self.probability = probability
-
-    def __call__(self, sample: Sample) -> Sample:
-        draws = torch.rand(8).tolist()
-        ranges = (BRIGHTNESS, CONTRAST, SATURATION, HUE)
-        neutral = (1.0, 1.0, 1.0, 0.0)
-        chosen = [
-            low + (high - low) * draw if chance < self.probability else idle
-            for (low, high), idle, chance, draw in zip(
-                ranges, neutral, draws[:4], draws[4:], strict=True
-            )
-        ]
-        if tuple(chosen) == neutral:
-            return sample
-        brightness, contrast, saturation, hue = chosen
-        pixels = sample["image"].permute(1, 2, 0).numpy()
-        matrix = colour_matrix(
-            pixels, brightness=brightness, contrast=contrast, saturation=saturation, hue=hue
-        )
-        changed = torch.from_numpy(cv2.transform(pixels, matrix)).permute(2, 0, 1)
-        return {**sample, "image": Image(changed)}
+    if colour == Colour() or sample["image"] is None:
+        return sample
+    pixels = sample["image"].permute(1, 2, 0).numpy()
+    mean = float(np.array(LUMA) @ np.array(cv2.mean(pixels)[:3]))
+    matrix = np.concatenate(
+        (colour_matrix(colour), np.full((3, 1), colour_offset(colour) * mean)), axis=1
+    )
+    return {**sample, "image": _as_image(cv2.transform(pixels, matrix))}
 
 
-def colour_matrix(
-    pixels: np.ndarray,
-    *,
-    brightness: float = 1.0,
-    contrast: float = 1.0,
-    saturation: float = 1.0,
-    hue: float = 0.0,
-) -> np.ndarray:
-    """(3, 4) matrix on (r, g, b, 1) of an RGB image (h, w, 3). `hue` is a share of a full turn."""
+def colour_matrix(colour: Colour) -> np.ndarray:
+    """(3, 3) matrix on (r, g, b); the offset is apart, because it needs the picture's mean."""
     luma = np.array(LUMA)
     basis = np.stack((luma, (0.596, -0.274, -0.322), (0.211, -0.523, 0.312)))  # RGB → YIQ
-    angle = -2 * np.pi * hue  # I and Q turn against the colour circle
-    cosine, sine = saturation * np.cos(angle), saturation * np.sin(angle)
+    angle = -2 * np.pi * colour.hue  # I and Q turn against the colour circle
+    cosine, sine = colour.saturation * np.cos(angle), colour.saturation * np.sin(angle)
     turn = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])  # grey stays
-    colour = np.linalg.inv(basis) @ turn @ basis
-    mean = float(luma @ np.array(cv2.mean(pixels)[:3]))
-    offset = (1 - contrast) * brightness * mean
-    return np.concatenate((brightness * contrast * colour, np.full((3, 1), offset)), axis=1)
+    return colour.brightness * colour.contrast * (np.linalg.inv(basis) @ turn @ basis)
 
 
-class ResizeVisible:
+def colour_offset(colour: Colour) -> float:
+    """What is added to each channel, as a multiple of the picture's mean luma."""
+    return (1 - colour.contrast) * colour.brightness
+
+
+def resize_visible(sample: Sample, *, size: int) -> Sample:
     """Resize the visible part of a crop, and its padding, so that the square gets side `size`.
 
     The part is fitted to whole pixels; the coordinates follow its own two scales exactly.
     """
+    left, top, right, bottom = sample["padding"]
+    height, width = sample["boxes"].canvas_size
+    x1, x2 = _fit(left, width, right, size)
+    y1, y2 = _fit(top, height, bottom, size)
+    shape, image = [y2 - y1, x2 - x1], sample["image"]
+    return {
+        **sample,
+        "image": None if image is None else F.resize(image, shape, antialias=True),
+        "boxes": F.resize(sample["boxes"], shape),
+        "landmarks": F.resize(sample["landmarks"], shape),
+        "padding": [x1, y1, size - x2, size - y2],
+    }
 
-    def __init__(self, *, size: int) -> None:
-        self.size = size
 
-    def __call__(self, sample: Sample) -> Sample:
-        left, top, right, bottom = sample["padding"]
-        height, width = sample["image"].shape[-2:]
-        x1, x2 = self._fit(left, width, right)
-        y1, y2 = self._fit(top, height, bottom)
-        size = [y2 - y1, x2 - x1]
-        return {
-            **sample,
-            "image": F.resize(sample["image"], size, antialias=True),
-            "boxes": F.resize(sample["boxes"], size),
-            "landmarks": F.resize(sample["landmarks"], size),
-            "padding": [x1, y1, self.size - x2, self.size - y2],
-        }
-
-    def _fit(self, before: int, length: int, after: int) -> tuple[int, int]:
-        """Start and end of the visible part along one side, at least one pixel."""
-        scale = self.size / (before + length + after)
-        start = min(round(before * scale), self.size - 1)
-        return start, max(round((before + length) * scale), start + 1)
+def _fit(before: int, length: int, after: int, size: int) -> tuple[int, int]:
+    """Start and end of the visible part along one side of `size`, at least one pixel."""
+    scale = size / (before + length + after)
+    start = min(round(before * scale), size - 1)
+    return start, max(round((before + length) * scale), start + 1)
 
 
 def fill_outside(sample: Sample) -> Sample:
     """Pad the visible part of a crop to its square with the mean colour."""
-    padding = sample["padding"]
+    padding, image = sample["padding"], sample["image"]
     if not any(padding):
         return sample
-    left, top, right, bottom = padding
-    pixels = sample["image"].permute(1, 2, 0).numpy()
-    filled = cv2.copyMakeBorder(
-        pixels, top, bottom, left, right, cv2.BORDER_CONSTANT, value=FILL_RGB
-    )
+    if image is not None:
+        left, top, right, bottom = padding
+        pixels = image.permute(1, 2, 0).numpy()
+        filled = cv2.copyMakeBorder(
+            pixels, top, bottom, left, right, cv2.BORDER_CONSTANT, value=FILL_RGB
+        )
+        image = _as_image(filled)
     return {
         **sample,
-        "image": Image(torch.from_numpy(filled).permute(2, 0, 1)),
+        "image": image,
         "boxes": F.pad(sample["boxes"], padding),
         "landmarks": F.pad(sample["landmarks"], padding),
         "padding": [0, 0, 0, 0],
     }
 
 
-class RandomFaceFlip:
-    """Mirror left and right with the given probability: x → w − x, left points become right ones.
+def flip_faces(sample: Sample) -> Sample:
+    """The mirror image of a sample without padding left to do: x → w − x, left becomes right.
 
     torchvision's flip of KeyPoints maps x to w − 1 − x and does not swap them.
     """
-
-    def __init__(self, *, probability: float) -> None:
-        self.probability = probability
-
-    def __call__(self, sample: Sample) -> Sample:
-        return flip_faces(sample) if torch.rand(1).item() < self.probability else sample
-
-
-def flip_faces(sample: Sample) -> Sample:
-    """The mirror image of a sample without padding left to do."""
-    order = list(FLIPPED_LANDMARKS)
-    width = sample["image"].shape[-1]
+    order, image = list(FLIPPED_LANDMARKS), sample["image"]
+    width = sample["boxes"].canvas_size[1]
     points = sample["landmarks"].as_subclass(Tensor)[:, order].clone()
     points[..., 0] = width - points[..., 0]
     return {
         **sample,
-        "image": F.horizontal_flip(sample["image"]),
+        "image": None if image is None else F.horizontal_flip(image),
         "boxes": F.horizontal_flip(sample["boxes"]),
         "landmarks": KeyPoints(points, canvas_size=sample["landmarks"].canvas_size),
         "landmark_mask": sample["landmark_mask"][:, order],
     }
 
 
-class ToTarget:
-    """Sample → (image, Target). Faces whose shorter side is under `min_face` are ignored."""
-
-    def __init__(self, *, min_face: float) -> None:
-        self.min_face = min_face
-
-    def __call__(self, sample: Sample) -> tuple[Tensor, Target]:
-        boxes = sample["boxes"].as_subclass(Tensor)
-        small = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) < self.min_face
-        target = Target(
-            boxes=boxes,
-            landmarks=sample["landmarks"].as_subclass(Tensor),
-            landmark_mask=sample["landmark_mask"],
-            ignore=sample["ignore"] | small,
-            weight=torch.ones(len(boxes)),
-            labelled=torch.tensor(sample["labelled"]),
-        )
-        return sample["image"].as_subclass(Tensor), target
+def to_target(sample: Sample, *, min_face: float) -> Target:
+    """The faces of a finished sample. Those whose shorter side is under `min_face` are ignored."""
+    boxes = sample["boxes"].as_subclass(Tensor)
+    small = (boxes[:, 2:] - boxes[:, :2]).amin(dim=1) < min_face
+    return Target(
+        boxes=boxes,
+        landmarks=sample["landmarks"].as_subclass(Tensor),
+        landmark_mask=sample["landmark_mask"],
+        ignore=sample["ignore"] | small,
+        weight=torch.ones(len(boxes)),
+        labelled=torch.tensor(sample["labelled"]),
+    )
