@@ -265,6 +265,15 @@ def test_a_defect_is_a_message_with_its_traceback_folded(shown):
     ]  # fmt: skip
 
 
+def test_messages_name_no_place_of_this_machine(shown):
+    with display.explained("reading"):
+        raise ValueError(f"{ROOT}/data/a.jpg and {Path.home()}/b.jpg")
+    assert "ValueError: data/a.jpg and ~/b.jpg" in shown[0][1]
+    with display.explained("importing"):
+        from featherface.config import nothing  # noqa: F401
+    assert str(ROOT) not in shown[1][1] and "cannot import name 'nothing'" in shown[1][1]
+
+
 def test_the_costs_are_the_published_ones():
     table = network_table()
     total = table.sum(numeric_only=True)

@@ -3,6 +3,7 @@
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from featherface.errors import ConfigError, DataError
@@ -11,6 +12,7 @@ from featherface.evaluation.average_precision import make_curve
 from featherface.plots import (
     plot_consistency,
     plot_precision_recall,
+    plot_progress,
     plot_reliability,
     save_figure,
 )
@@ -72,6 +74,25 @@ def test_consistency_figure_also_of_nothing():
     axes = drawn_axes(plot_consistency(table, summary, names=("V1", "V2"), title="demo"))
     assert axes[0].get_ylabel() == "score of V2"
     drawn_axes(plot_consistency(*compare([Detections()], [Detections()])))
+
+
+def test_a_run_under_way_is_drawn_without_terms_that_are_zero():
+    log = pd.DataFrame({"epoch": [1, 2], "lr": [1e-3, 1e-4], "loss": [2.0, 1.0]})
+    log = log.assign(**{"class": [1.5, 0.0], "landmark": [0.0, 0.0], "images_per_second": 9.0})
+    _, parts, rate, _ = drawn_axes(plot_progress(log, epochs=5))
+    assert [line.get_label() for line in parts.lines] == ["class"]
+    assert rate.get_xlim() == (0, 5.5)
+    low, high = parts.get_ylim()
+    assert 0 < low < 1.5 < high
+    drawn_axes(plot_progress(pd.DataFrame({"epoch": []}), epochs=5))
+
+
+def test_exact_and_official_ap_in_the_legend():
+    curve = random_curve(0)
+    for exact, value in ((False, curve.ap), (True, curve.ap_exact)):
+        (ax,) = drawn_axes(plot_precision_recall({"easy": curve}, exact=exact))
+        label = ax.get_legend().get_texts()[0].get_text()
+        assert label == f"easy: AP {100 * value:.1f}"
 
 
 def test_save_is_atomic(tmp_path):

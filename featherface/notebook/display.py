@@ -6,6 +6,9 @@ terminal that runs the notebook shows something readable too.
 
 import html
 import io
+import sys
+import sysconfig
+import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image as Pictures
 
 from featherface.errors import FeatherFaceError
+from featherface.notebook.sessions import CHECKOUT
 from featherface.plots import plot_pictures, save_figure
 
 if TYPE_CHECKING:
@@ -39,9 +43,9 @@ def explained(what: str) -> Iterator[None]:
         yield
     except FeatherFaceError as error:
         problem(what, str(error))
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         hint = "bring the checkout up to date, or pip install -e '.[dev]'"
-        problem(what, f"the module {error.name} is missing: {hint}")
+        problem(what, f"{error.msg.split(' (')[0]}: {hint}")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         problem(what, f"{where}{error.strerror or error}")
@@ -53,13 +57,23 @@ def explained(what: str) -> Iterator[None]:
 
 
 def problem(what: str, message: str, *, details: str = "") -> None:
-    """One message: which step was not done, why, and what to do."""
+    """One message: which step was not done, why, and what to do; no path of this machine."""
+    message, details = _without_places(message), _without_places(details)
     title = f"Not done: {what}"
     body = f"<b>{html.escape(title)}</b><br>{html.escape(message)}"
     if details:
         body += f"<details><summary>traceback</summary><pre>{html.escape(details)}</pre></details>"
     box = f'<div style="{_BOX.format(colour="#D55E00")}">{body}</div>'
     _show({"text/html": box, "text/plain": f"{title}: {message}"}, mark=PROBLEM)
+
+
+def _without_places(text: str) -> str:
+    """Paths below the project, Python, home and the folder for temporary files, shortened."""
+    places = {CHECKOUT: "", Path(sys.prefix): "python/", Path.home(): "~/"}
+    places |= {Path(sysconfig.get_path("stdlib")).parent: "python/"}
+    for place, short in (places | {Path(tempfile.gettempdir()): ""}).items():
+        text = text.replace(f"{place}/", short)
+    return text
 
 
 def note(text: str) -> None:
@@ -77,7 +91,7 @@ def show_table(
     cells = frame.map(lambda value: _cell(value, digits))
     shown = cells.to_html(index=False, border=0, justify="left")
     style = "<style>.ff td,.ff th{text-align:left !important;vertical-align:top;"
-    style += "max-width:24em;white-space:normal !important;overflow-wrap:anywhere}</style>"
+    style += "max-width:24em;white-space:normal !important;overflow-wrap:break-word}</style>"
     title = html.escape(caption)
     if fold:
         shown = f"<details><summary>{title}</summary>{shown}</details>"

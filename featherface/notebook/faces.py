@@ -2,7 +2,7 @@
 them."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from featherface.structures import Detections
 
 SAMPLES = Path("photos")  # in the results: drawn here when there is no data set
 SHOWN = 8  # photographs of a folder
+LONGEST = 15  # letters of a name that fit over a small picture
 
 
 def sample_folder(current: Session) -> Path:
@@ -96,13 +97,14 @@ def show_faces(
     given: Mapping[str, ImageSource] = photos if isinstance(photos, Mapping) else {"": photos}
     found: Mapping[str, Detections] = faces if isinstance(faces, Mapping) else {"": faces}
     pictures = [
-        (f"{title}{': ' if title else ''}{_counted(found[title])}", draw(photo, found[title]))
+        (f"{title}{': ' if title else ''}{counted(found[title])}", draw(photo, found[title]))
         for title, photo in given.items()
     ]
     show_pictures(pictures, RESULTS / f"{name}.png", columns=columns if several else 1)
 
 
-def _counted(faces: Detections) -> str:
+def counted(faces: Sized) -> str:
+    """ "1 face", "2 faces"."""
     return f"{len(faces)} face" + ("" if len(faces) == 1 else "s")
 
 
@@ -113,8 +115,16 @@ def show_folder(current: Session, folder: str | os.PathLike, detector: Detector)
     if not paths:
         raise DataError(f"{folder}: no .jpg or .png photograph in it")
     found = detector.detect_batch(paths[:SHOWN])
-    titles = {path.stem: path for path in paths[:SHOWN]}
-    show_faces(titles, dict(zip(titles, found, strict=True)), name="detections", columns=4)
+    pictures = [
+        (f"{_short(path.stem)}: {counted(faces)}", draw(path, faces))
+        for path, faces in zip(paths, found, strict=False)
+    ]
+    show_pictures(pictures, RESULTS / "detections.png", columns=4)
+
+
+def _short(name: str) -> str:
+    """The end of a long name, which tells photographs apart."""
+    return name if len(name) <= LONGEST else f"…{name[-LONGEST:]}"
 
 
 @explained("V1 and V2 side by side")

@@ -50,7 +50,7 @@ def evaluate(current: Session) -> None:
     results = _measured(current)
     found = current.evaluated
     assert found is not None
-    title = f"{found.description}, {current.protocol} size, faces that score over 0.02"
+    title = f"{found.description}, {current.protocol_text}, faces that score over 0.02"
     show_table(ap_table(current, results), f"AP in percent (exact): {title}", digits=1)
     curves: dict[str, dict[str, Curve]] = {n: dict(r.curves) for n, r in results.items()}
     if found.ground_truth and found.count == found.total:
@@ -275,7 +275,7 @@ def _precisions(current: Session) -> list[dict[str, Any]]:
         if name == "V1":
             continue
         for setting, curve in result.curves.items():
-            condition = f"{name}; {setting}; {found.description}; {current.protocol} size"
+            condition = f"{name}; {setting}; {found.description}; {current.protocol_text}"
             v1 = teacher.curves[setting].ap_exact if teacher else None
             rows.append(_row("AP (exact)", condition, "0..1", v1, curve.ap_exact))
     return rows

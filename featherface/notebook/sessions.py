@@ -96,6 +96,10 @@ class Session:
         """The size of photographs that AP is measured at: VGA for real ones in quick mode."""
         return "vga" if self.mode == "quick" and not self.drawn else "original"
 
+    @property
+    def protocol_text(self) -> str:
+        return "VGA size (long side 640)" if self.protocol == "vga" else "original size"
+
 
 _current: Session | None = None
 _P = ParamSpec("_P")

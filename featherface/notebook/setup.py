@@ -26,6 +26,7 @@ from featherface.notebook.display import (
     show_pictures,
     show_table,
 )
+from featherface.notebook.faces import counted
 from featherface.notebook.record import write_record
 from featherface.notebook.sessions import REAL_DATA, TEACHERS, Session, make_drawn_set, shipped
 from featherface.plots import plot_schedule
@@ -80,7 +81,8 @@ def show_photos(current: Session) -> None:
     photos = [p for p in read_split(current.data, limit=200) if 1 <= len(p.boxes) <= 12][:6]
     if not photos:
         raise DataError(f"{current.data}: no photograph with 1 to 12 faces to show")
-    pictures = [(f"{p.name.split('/')[0]}: {len(p.boxes)} faces", _annotated(p)) for p in photos]
+    titles = [f"{p.name.split('/')[0]}: {counted(p.boxes)}" for p in photos]
+    pictures = [(title, _annotated(photo)) for title, photo in zip(titles, photos, strict=True)]
     show_pictures(pictures, current.results / "photos.png")
 
 

@@ -59,14 +59,14 @@ def plot_progress(log: "pd.DataFrame", *, epochs: int, title: str = "") -> Figur
 
 
 def _draw_terms(ax: Axes, log: "pd.DataFrame") -> None:
-    """Every loss term on a logarithmic scale, the legend beside it."""
+    """Every loss term that is not 0 throughout, on a logarithmic scale, the legend beside it."""
     others = {"epoch", "loss", "lr", "seconds", "images_per_second"}
     terms = [name for name in log.columns if name not in others and not name.startswith("val_")]
-    for index, name in enumerate(terms):
+    for index, name in enumerate(name for name in terms if (log[name] > 0).any()):
         style = DASHES[index // len(COLOURS) % len(DASHES)]
         colour = COLOURS[index % len(COLOURS)]
-        ax.plot(log["epoch"], log[name].clip(lower=1e-6), style, color=colour, label=name,
-                marker="o", markersize=2)  # fmt: skip
+        values = log[name].where(log[name] > 0)
+        ax.plot(log["epoch"], values, style, color=colour, label=name, marker="o", markersize=2)
     log_scale(ax)
     ax.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 

@@ -30,9 +30,11 @@ def finish(ax: Axes, xlabel: str, ylabel: str) -> None:
 
 
 def log_scale(ax: Axes) -> None:
-    """A logarithmic y axis with plain numbers at 1, 2, 5, 10, …"""
+    """A logarithmic y axis with plain numbers at 1, 2, 5, 10, …; call it when all is drawn."""
     ax.set_yscale("log")
-    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+    low, high = ax.get_ylim()
+    steps = (1, 2, 5) if high < 1000 * low else (1,)
+    ax.yaxis.set_major_locator(LogLocator(subs=steps, numticks=12))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.yaxis.set_minor_formatter(NullFormatter())
 
