@@ -16,7 +16,7 @@ from featherface.structures import Target
 
 POSITIVE_IOU = 0.35
 FORCED_IOU = 0.2
-_FACES_AT_ONCE = 32  # of each image: bounds the memory that crowds need
+_FACES_AT_ONCE = 512  # bounds the memory that crowds need
 
 
 def anchor_count(height: int, width: int) -> int:
@@ -112,35 +112,54 @@ def _judge(targets: Target) -> tuple[Tensor, Tensor, Tensor]:
     return boxes, present & ~ignored, ignored
 
 
-def match(targets: Target, anchors: Tensor) -> Matches:
+def match(targets: Target, anchors: Tensor, *, faces: int | None = None) -> Matches:
     """Match a padded batch of faces (B, F) to anchors (A, 4), without a loop over images.
 
     Positive: IoU ≥ 0.35 with a face, for its best face; and each face's best anchor if their IoU is
     ≥ 0.2 (of faces that share it the one of highest weight wins, of equal ones the last). An
     ignored face takes the anchors that it would have matched out of the loss.
+
+    faces: how many the batch holds at most, padding not counted, where the host knows it: a GPU
+    would have to be waited for to count them.
     """
-    batch, faces = targets.boxes.shape[:2]
+    batch, most = targets.boxes.shape[:2]
     boxes, wanted, ignorable = _judge(targets)
     anchor_boxes = box_convert(anchors, "cxcywh", "xyxy")
-    # rank of a face in the fight for an anchor; its number is the remainder by faces + 1
-    rank = (targets.weight * 1000).long() * (faces + 1) + torch.arange(
-        1, faces + 1, device=anchors.device
-    )
+    chosen = _present((wanted | ignorable).flatten(), faces)
+    # rank of a face in the fight for an anchor; its number is the remainder by F + 1
+    number = chosen % most
+    rank = (targets.weight.flatten()[chosen] * 1000).long() * (most + 1) + number + 1
     best = torch.zeros(batch, len(anchors), device=anchors.device)
     face = torch.zeros_like(best, dtype=torch.long)
     forced = torch.zeros_like(face)  # rank of the face that takes this anchor by force, or 0
-    ignored = torch.zeros_like(best, dtype=torch.bool)
-    for start in range(0, faces, _FACES_AT_ONCE):
-        part = slice(start, start + _FACES_AT_ONCE)
-        iou = box_iou(boxes[:, part].flatten(0, 1), anchor_boxes).unflatten(0, (batch, -1))
-        ignored |= ((iou >= POSITIVE_IOU) & ignorable[:, part, None]).any(dim=1)
-        iou = iou.masked_fill(~wanted[:, part, None], 0.0)  # (B, f, A)
-        part_best, part_face = iou.max(dim=1)  # (B, A)
-        face = torch.where(part_best > best, part_face + start, face)
+    ignored = torch.zeros_like(best)
+    for part in torch.arange(len(chosen), device=anchors.device).split(_FACES_AT_ONCE):
+        index = chosen[part]  # (n,), ascending, so that an image's faces are together
+        image = index // most
+        row = image[:, None].expand(-1, len(anchors))  # (n, A)
+        iou = box_iou(boxes.flatten(0, 1)[index], anchor_boxes)  # (n, A)
+        blocked = (iou >= POSITIVE_IOU) & ignorable.flatten()[index, None]
+        ignored.scatter_reduce_(0, row, blocked.float(), "amax")
+        iou = iou.masked_fill(~wanted.flatten()[index, None], 0.0)
+        part_best = torch.zeros_like(best).scatter_reduce_(0, row, iou, "amax")
+        # of the faces with this IoU the first
+        first = torch.where(iou == part_best[image], number[part, None], most)
+        part_face = torch.full_like(face, most).scatter_reduce_(0, row, first, "amin")
+        face = torch.where(part_best > best, part_face, face)
         best = torch.maximum(best, part_best)
-        own_best, own_anchor = iou.max(dim=2)  # (B, f)
-        claim = rank[:, part] * (own_best >= FORCED_IOU)
-        forced.scatter_reduce_(1, own_anchor, claim, "amax")
+        own_best, own_anchor = iou.max(dim=1)  # (n,)
+        claim = rank[part] * (own_best >= FORCED_IOU)
+        forced.view(-1).scatter_reduce_(0, image * len(anchors) + own_anchor, claim, "amax")
     positive = (best >= POSITIVE_IOU) | (forced > 0)
-    face = torch.where(forced > 0, forced % (faces + 1) - 1, face)
-    return Matches(face, positive, ignored & ~positive)
+    face = torch.where(forced > 0, forced % (most + 1) - 1, face)
+    return Matches(face, positive, (ignored > 0) & ~positive)
+
+
+def _present(mask: Tensor, count: int | None) -> Tensor:
+    """Where a mask (N,) is True, ascending; up to `count` places, which may be more than there are.
+
+    What is over then points anywhere.
+    """
+    if count is None:
+        return mask.nonzero()[:, 0]
+    return mask.byte().argsort(descending=True, stable=True)[:count]

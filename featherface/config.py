@@ -57,6 +57,13 @@ class TrainConfig:
     photometric_prob: float = setting(0.5, "probability of each photometric change")
     min_face: float = setting(4.0, "faces with a shorter side than this are ignored, pixels")
     num_workers: int = setting(-1, "loader processes; -1: one a core, at most 8; 0: none")
+    cache: str = setting(
+        "auto",
+        "photos decoded once and augmented on the device: kept in its memory, in the host's, or "
+        "read anew each epoch; auto: on CUDA what fits, on a CPU none",
+        ("auto", "device", "ram", "none"),
+    )
+    cache_side: int = setting(1024, "longest side of a photo in the cache, pixels")
     # teacher and initialisation
     teacher_model: str = setting("weights/featherface_v1.pth", "weights of the V1 teacher")
     teacher_engine: str = setting(
@@ -140,7 +147,7 @@ class TrainConfig:
 
 def _check(config: TrainConfig) -> None:
     """ConfigError for the first setting that cannot work."""
-    positive = "image_size batch_size epochs lr temperature save_every"
+    positive = "image_size batch_size epochs lr temperature save_every cache_side"
     not_negative = (
         "limit min_face feature_weight mixup_alpha dropblock_prob box_weight landmark_weight "
         "negative_ratio min_lr weight_decay warmup_epochs clip_norm ema_decay seed "

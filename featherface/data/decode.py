@@ -82,6 +82,18 @@ def open_photo(path: str | Path) -> PhotoFile:
     return PhotoFile(path, data, width, height)
 
 
+def open_header(path: str | Path) -> PhotoFile:
+    """A photo's size and kind, without reading all of the file. Raises DataError."""
+    path = Path(path)
+    try:
+        with Image.open(path) as header:
+            width, height = header.size
+            kind = _JPEG_START if header.format in ("JPEG", "MPO") else b""
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return open_photo(path)  # which says what is wrong
+    return PhotoFile(path, kind, width, height)
+
+
 def is_complete(data: bytes) -> bool:
     """Whether a JPEG file has its end-of-image marker (after its last scan); true of other files.
 

@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from featherface.config import TrainConfig
 from featherface.data.annotations import Photo
+from featherface.data.decode import PhotoFile
+from featherface.data.render import plan_row
 from featherface.data.transforms import training_transform
-from featherface.errors import DataError
+from featherface.errors import ConfigError, DataError
 from featherface.structures import Batch, Target
 
 MAX_WORKERS = 8
@@ -26,10 +28,19 @@ Key = tuple[int, int]  # (epoch, index)
 
 
 class FaceDataset(Dataset):
-    """Augmented photos, by key (epoch, index) → (image (3, S, S) uint8 RGB, Target)."""
+    """Augmented photos, by key (epoch, index) → (image (3, S, S) uint8 RGB, Target).
 
-    def __init__(self, photos: Sequence[Photo], config: TrainConfig) -> None:
-        self.photos = photos
+    With the headers of the photos' `files`, pixels are made elsewhere (featherface.data.cached):
+    in place of the image comes its plan (NUMBERS,), drawn from the same seed.
+    """
+
+    def __init__(
+        self,
+        photos: Sequence[Photo],
+        config: TrainConfig,
+        files: Sequence[PhotoFile] | None = None,
+    ) -> None:
+        self.photos, self.files = photos, files
         self.seed = config.seed
         self.transform = training_transform(config)
 
@@ -41,7 +52,10 @@ class FaceDataset(Dataset):
         with torch.random.fork_rng(devices=[]):
             # not torch.manual_seed: it would also reseed the GPUs of the training loop
             torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
-            return self.transform(self.photos[index])
+            if self.files is None:
+                return self.transform(self.photos[index])
+            recipe, place, target = self.transform.place(self.photos[index], self.files[index])
+        return plan_row(index, self.files[index], recipe, place), target
 
     def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, Target]] | DataError:
         """What the loader calls for a batch. An error is returned, and raised by FaceLoader: torch
@@ -65,36 +79,55 @@ class EpochSampler(Sampler[Key]):
     batch is one short batch. The epoch travels in the keys, so workers may persist.
     """
 
-    def __init__(self, photos: int, *, batch_size: int, seed: int = 0) -> None:
-        self.photos, self.seed = photos, seed
+    def __init__(
+        self, photos: int, *, batch_size: int, seed: int = 0, shard: tuple[int, int] = (0, 1)
+    ) -> None:
+        """shard: the number of this process, and of how many; each takes its part of each batch.
+
+        ConfigError where the batch has no equal parts.
+        """
+        self.photos, self.seed, self.shard = photos, seed, shard
         self.used = photos - photos % batch_size or photos
+        self.batch = min(batch_size, self.used)  # of all processes together
+        if self.batch % shard[1]:
+            raise ConfigError(
+                f"a batch of {self.batch} cannot be shared by {shard[1]} processes: give a "
+                "--batch-size that they divide"
+            )
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the next epoch and skip its first `start` samples (a multiple of the batch)."""
+        """Choose the next epoch and skip its first `start` samples (a multiple of the batch,
+        counted over all processes)."""
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
-        return max(0, self.used - self.start)
+        return max(0, self.used - self.start) // self.shard[1]
 
     def __iter__(self) -> Iterator[Key]:
         generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
         order = torch.randperm(self.photos, generator=generator).tolist()
-        epoch = self.epoch
-        return iter([(epoch, index) for index in order[self.start : self.used]])
+        epoch, (number, processes) = self.epoch, self.shard
+        part = self.batch // processes
+        starts = range(self.start + number * part, self.used, self.batch)
+        return iter([(epoch, index) for at in starts for index in order[at : at + part]])
 
 
 def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
     """Stack B samples; faces are padded to the largest count: zero box, weight 0, mask False.
 
-    The images are channels last in memory, as OpenCV decodes and as GPUs like them.
+    The images are channels last in memory, as OpenCV decodes and as GPUs like them. Plans in place
+    of images are stacked to (B, NUMBERS).
     """
     images, targets = zip(*samples, strict=True)
-    # default_collate writes into shared memory when it runs in a worker: one copy less
-    stacked = default_collate([image.permute(1, 2, 0) for image in images])  # (B, S, S, 3)
     *faces, labelled = zip(*targets, strict=True)
     padded = (pad_sequence(list(parts), batch_first=True) for parts in faces)
-    return Batch(stacked.permute(0, 3, 1, 2), Target._make((*padded, torch.stack(labelled))))
+    target = Target._make((*padded, torch.stack(labelled)))
+    if images[0].ndim == 1:
+        return Batch(torch.stack(images), target)
+    # default_collate writes into shared memory when it runs in a worker: one copy less
+    stacked = default_collate([image.permute(1, 2, 0) for image in images])  # (B, S, S, 3)
+    return Batch(stacked.permute(0, 3, 1, 2), target)
 
 
 class FaceLoader(DataLoader):
@@ -126,30 +159,42 @@ def _collate_or_pass(samples: Sequence[tuple[Tensor, Target]] | DataError) -> Ba
 
 
 def worker_count(num_workers: int) -> int:
-    """The number of loader processes: −1 is one a core that this process may use, at most 8."""
+    """The number of loader processes: −1 is one a core that this process may use, at most 8.
+
+    Of several training processes on one machine (torchrun) each takes its share of the cores.
+    """
     if num_workers >= 0:
         return num_workers
     if hasattr(os, "sched_getaffinity"):
-        return min(MAX_WORKERS, len(os.sched_getaffinity(0)))
-    return min(MAX_WORKERS, os.cpu_count() or 1)
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, min(MAX_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def make_loader(photos: Sequence[Photo], config: TrainConfig) -> tuple[FaceLoader, EpochSampler]:
+def make_loader(
+    photos: Sequence[Photo],
+    config: TrainConfig,
+    *,
+    files: Sequence[PhotoFile] | None = None,
+    shard: tuple[int, int] = (0, 1),
+) -> tuple[FaceLoader, EpochSampler]:
     """Training batches of `photos`; call `sampler.set_epoch` before each pass.
 
-    Raises DataError if there are no photos.
+    files: give plans in place of images, see FaceDataset. shard: which of how many processes this
+    is; each gets its equal part of every batch. Raises DataError if there are no photos.
     """
     if not photos:
         raise DataError("no photos to train on: the annotation names none")
-    sampler = EpochSampler(len(photos), batch_size=config.batch_size, seed=config.seed)
+    sampler = EpochSampler(len(photos), batch_size=config.batch_size, seed=config.seed, shard=shard)
     workers = worker_count(config.num_workers)
     loader = FaceLoader(
-        FaceDataset(photos, config),
-        batch_size=config.batch_size,
+        FaceDataset(photos, config, files),
+        batch_size=sampler.batch // shard[1],
         sampler=sampler,
         collate_fn=_collate_or_pass,
         num_workers=workers,
-        worker_init_fn=_one_thread,
+        worker_init_fn=one_thread,
         pin_memory=torch.cuda.is_available() and config.device.startswith(("auto", "cuda")),
         persistent_workers=workers > 0,
         generator=torch.Generator(),  # its own: the global one belongs to mixing and DropBlock
@@ -157,7 +202,7 @@ def make_loader(photos: Sequence[Photo], config: TrainConfig) -> tuple[FaceLoade
     return loader, sampler
 
 
-def _one_thread(worker: int) -> None:
+def one_thread(worker: int) -> None:
     """Workers share the cores; threads inside each would only get in each other's way."""
     for number in (signal.SIGINT, signal.SIGTERM):  # the training process's to handle
         signal.signal(number, signal.SIG_IGN)

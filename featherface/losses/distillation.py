@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from featherface.anchors import decode_boxes
 from featherface.config import VARIANCES
+from featherface.losses.parallel import mean_of, totals
 from featherface.structures import Predictions
 
 CONFIDENT = 0.3  # teacher's face probability from which its boxes and landmarks are worth copying
@@ -115,11 +116,11 @@ def pearson_distance(student: Tensor, teacher: Tensor, weight: Tensor | float = 
 
     def standardised(x: Tensor) -> Tensor:
         x = x.float()
-        x = x - (weight * x).mean((0, 2, 3), keepdim=True)
-        spread = (weight * x.square()).mean((0, 2, 3), keepdim=True)
+        x = x - mean_of((weight * x).mean((0, 2, 3), keepdim=True))
+        spread = mean_of((weight * x.square()).mean((0, 2, 3), keepdim=True))
         return x * torch.rsqrt(spread + _EPSILON)
 
-    return (weight * (standardised(student) - standardised(teacher)).square()).mean() / 2
+    return mean_of((weight * (standardised(student) - standardised(teacher)).square()).mean()) / 2
 
 
 def l2_distance(student: Tensor, teacher: Tensor, weight: Tensor | float = 1.0) -> Tensor:
@@ -132,9 +133,9 @@ def l2_distance(student: Tensor, teacher: Tensor, weight: Tensor | float = 1.0) 
 
     def scaled(x: Tensor) -> Tensor:
         x = x.float()
-        return x * torch.rsqrt((weight * x.square()).mean() + _EPSILON)
+        return x * torch.rsqrt(mean_of((weight * x.square()).mean()) + _EPSILON)
 
-    return (weight * (scaled(student) - scaled(teacher)).square()).mean() / 2
+    return mean_of((weight * (scaled(student) - scaled(teacher)).square()).mean()) / 2
 
 
 class Distillation(nn.Module):
@@ -185,7 +186,8 @@ class Distillation(nn.Module):
         student_face, teacher_face = student.softmax(-1)[..., 1], teacher.softmax(-1)[..., 1]
         weight = anchor_weight(self.form, student_face, teacher_face, selected)
         kl = class_kl(student, teacher, self.temperature)
-        return (kl * weight).sum() / weight.sum().clamp(min=1.0)
+        total, scale = totals((kl * weight).sum(), weight.sum())
+        return total / scale.clamp(min=1.0)
 
     def _box(self, student: Tensor, teacher: Tensor, anchors: Tensor) -> Tensor:
         """Distance of two boxes an anchor, from deltas (B, A, 4) → (B, A)."""
@@ -204,13 +206,14 @@ class Distillation(nn.Module):
         """
         face = teacher.class_logits.softmax(-1)[..., 1]  # (B, A)
         weight = face * (face > CONFIDENT)
-        scale = weight.sum().clamp(min=1.0)
         box = self._box(student.box_deltas, teacher.box_deltas, anchors)
         landmark = F.smooth_l1_loss(
             student.landmark_deltas, teacher.landmark_deltas, reduction="none"
         )
         landmark = landmark.unflatten(-1, (5, 2)).sum(-1).mean(-1)  # (B, A)
-        return (box * weight).sum() / scale, (landmark * weight).sum() / scale
+        sums = (box * weight).sum(), (landmark * weight).sum(), weight.sum()
+        box, landmark, scale = totals(*sums)
+        return box / scale.clamp(min=1.0), landmark / scale.clamp(min=1.0)
 
     def _feature(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         """Mean distance over the levels, from maps (B, C, H, W) of each network."""

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_convert
 
 from featherface.anchors import Matches, encode_boxes, encode_landmarks, match
+from featherface.losses.parallel import totals
 from featherface.structures import Predictions, Target
 
 
@@ -28,7 +29,7 @@ def _gather_faces(values: Tensor, face: Tensor) -> Tensor:
 def _class_weight(
     entropy: Tensor, matches: Matches, weight: Tensor, labelled: Tensor, negative_ratio: int
 ) -> tuple[Tensor, Tensor]:
-    """The weight (B, A) of each anchor's `entropy` (B, A), and by what to divide their sum.
+    """The weight (B, A) of each anchor's `entropy` (B, A), and by how much to divide their sum.
 
     Positives count by their weight (B, A), mined negatives by 1. An image without a face is mined,
     and counted, as if it had one: its background teaches too. An unlabelled one is neither.
@@ -37,7 +38,7 @@ def _class_weight(
     count = (negative_ratio * positives).round()  # (B,)
     candidates = ~(matches.positive | matches.ignored)
     chosen = weight + hard_negatives(entropy.detach(), candidates, count)
-    return chosen, positives.sum().clamp(min=1.0)
+    return chosen, positives.sum()
 
 
 def _entropy(logits: Tensor, matches: Matches) -> Tensor:
@@ -79,6 +80,7 @@ def multibox(
     box_weight: float = 2.0,
     landmark_weight: float = 1.0,
     negative_ratio: int = 7,
+    faces: int | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Named scalar terms, and the weight (B, A) float32 that each anchor had in the class term.
 
@@ -86,7 +88,8 @@ def multibox(
     cross-entropy over positives and `negative_ratio` hard negatives for each, smooth L1 on box
     deltas, smooth L1 on the landmark deltas that are annotated. Every face's terms carry its
     weight; the sums are divided by the sum of the positives' weights (landmarks: of those that have
-    any), at least 1, so that a batch without a face is finite. Computed in float32.
+    any), at least 1, so that a batch without a face is finite. Computed in float32. The terms of a
+    distributed run are those of the whole batch. `faces`: see `match`.
 
     An unlabelled image takes no part: no positives, no negatives, not counted. The anchors' weight
     (a positive's, 1 for a mined negative, else 0) carries no gradient.
@@ -95,17 +98,17 @@ def multibox(
     targets = targets._replace(weight=targets.weight * targets.labelled[:, None])
     if targets.boxes.shape[1] == 0:  # no face in the whole batch: there must be a row to gather
         targets = _one_padding_row(targets)
-    matches = match(targets, anchors)
+    matches = match(targets, anchors, faces=faces)
     weight = _gather_faces(targets.weight, matches.face) * matches.positive  # (B, A)
     box = _box_distance(box_deltas, targets, matches, anchors)
     landmark, annotated = _landmark_distance(landmark_deltas, targets, matches, anchors)
     entropy = _entropy(logits, matches)
     chosen, divisor = _class_weight(entropy, matches, weight, targets.labelled, negative_ratio)
-    terms = {
-        "class": (entropy * chosen).sum() / divisor,
-        "box": (box * weight).sum() / weight.sum().clamp(min=1.0),
-        "landmark": (landmark * weight).sum() / (weight * annotated).sum().clamp(min=1.0),
-    }
+    sums = (entropy * chosen).sum(), (box * weight).sum(), (landmark * weight).sum()
+    counts = divisor, weight.sum(), (weight * annotated).sum()
+    parts = totals(*sums, *counts)
+    means = [part / count.clamp(min=1.0) for part, count in zip(parts[:3], parts[3:], strict=True)]
+    terms = dict(zip(("class", "box", "landmark"), means, strict=True))
     task = terms["class"] + box_weight * terms["box"] + landmark_weight * terms["landmark"]
     return {**terms, "task": task}, chosen
 
