@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import nbformat
@@ -220,10 +221,13 @@ def test_without_a_checkpoint_there_is_nothing_to_resume(work, shown):
     assert mark == "problem" and "run section 5 again" in text
 
 
-def test_a_kernel_that_ends_is_one_message(tmp_path):
+@pytest.mark.parametrize(
+    "last", ["os._exit(1)", "os.kill(os.getppid(), 2); time.sleep(60)"], ids=["died", "Ctrl-C"]
+)
+def test_a_kernel_that_ends_is_one_message(tmp_path, last):
     cells = [nbformat.v4.new_markdown_cell("## 1 End"), nbformat.v4.new_code_cell("MODE = 1")]
     cells[1].metadata["tags"] = ["parameters"]
-    cells.append(nbformat.v4.new_code_cell("import os\nos._exit(1)"))
+    cells.append(nbformat.v4.new_code_cell(f"import os, time\n{last}"))
     source = tmp_path / "short.ipynb"
     nbformat.write(nbformat.v4.new_notebook(cells=cells), source)
     with pytest.raises(ConfigError, match="the kernel ended in section 1 End"):
@@ -243,6 +247,16 @@ def test_a_missing_teacher_is_one_message(work, shown):
     training.start_training(current)
     marks = [text for mark, text in shown if mark == "problem"]
     assert len(marks) == 2 and "scripts/train_v1.py" in marks[0]
+
+
+def test_every_setting_is_shown_with_its_meaning(work, shown):
+    from featherface.notebook.setup import show_settings
+
+    show_settings(sessions.open_session("quick", settings={"seed": 7}))
+    texts = [text for _, text in shown]
+    for item in fields(TrainConfig):
+        assert item.name in texts[1] and item.metadata["help"][:20] in texts[1]
+    assert "seed" in texts[0] and "weight_decay" not in texts[0]
 
 
 def test_missing_data_is_one_message_a_step(work, shown):

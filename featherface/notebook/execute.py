@@ -128,7 +128,7 @@ def run_notebook(
         raise ConfigError(
             f"a cell failed, see {executed}: {error.ename}: {error.evalue}"
         ) from error
-    except DeadKernelError as error:
+    except (DeadKernelError, AssertionError) as error:  # nbclient asserts after a signal
         raise ConfigError(
             f"the kernel ended in section {terminal.section} (interrupted, or out of memory); a "
             "training that was started goes on, and the next run of the notebook finds it"

@@ -215,6 +215,8 @@ def is_same_run(path: Path, config: TrainConfig) -> bool:
     except (CheckpointError, KeyError):
         return False
     wanted = config.as_dict()
+    if not config.batch_size:  # the run found out what fits, and keeps that
+        wanted.pop("batch_size")
     return all(
         stored.get(name) == value
         for name, value in wanted.items()

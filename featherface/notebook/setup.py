@@ -146,7 +146,8 @@ def show_settings(current: Session) -> None:
 def show_schedule(current: Session) -> None:
     """Linear warm-up, then a cosine, step by step as the run will take it."""
     config = current.config
-    steps = max(1, len(training_photos(config)) // config.batch_size)
+    batch = config.batch_size or PRESETS["v2"].batch_size  # 0: found out by the run
+    steps = max(1, len(training_photos(config)) // batch)
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=config.lr)
     scheduler = make_scheduler(optimizer, config, steps)
     rates = []
