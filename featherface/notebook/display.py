@@ -90,8 +90,9 @@ def show_table(
     """
     cells = frame.map(lambda value: _cell(value, digits))
     shown = cells.to_html(index=False, border=0, justify="left")
-    style = "<style>.ff td,.ff th{text-align:left !important;vertical-align:top;"
-    style += "max-width:24em;white-space:normal !important;overflow-wrap:break-word}</style>"
+    style = "<style>.ff{overflow-x:auto} .ff td,.ff th{text-align:left !important;"
+    style += "vertical-align:top;max-width:24em;white-space:normal !important;"
+    style += "overflow-wrap:break-word}</style>"
     title = html.escape(caption)
     if fold:
         shown = f"<details><summary>{title}</summary>{shown}</details>"

@@ -105,7 +105,8 @@ def _show_end(current: Session, config: TrainConfig, status: process.Status, liv
             show_figure(figure, current.results / name)
         else:
             live.figure(figure)
-        show_table(log, f"every term of every epoch ({len(log)} rows)", fold=True)
+        named = log.rename(columns=lambda name: name.replace("_", " "))  # so that they can wrap
+        show_table(named, f"every term of every epoch ({len(log)} rows)", fold=True)
     if status.state in ("failed", "other", "none"):
         problem(f"training of {config.model.upper()}", status.line + _what_to_do(status))
     elif status.state == "stopped":
