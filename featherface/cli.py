@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 wrong input (one line on stderr says what, where and what 
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import fields
@@ -58,11 +59,20 @@ def add_config_flags(target: argparse.ArgumentParser, defaults: TrainConfig) -> 
         default = getattr(defaults, item.name)
         target.add_argument(
             *flag(item.name),
-            type=type(default),
+            type=item.metadata["parse"],
             default=argparse.SUPPRESS,
             choices=item.metadata["choices"],
             help=f"{item.metadata['help']}" + (f" (default: {default})" if default != "" else ""),
         )
+
+
+def share_cores() -> None:
+    """Let OpenMP's threads sleep while they wait, unless the environment says otherwise.
+
+    Threads that spin for each other take ten times as long when another process wants the same
+    cores, as the loader's do. It counts only before torch is loaded, so scripts call it first.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def run(main: Callable[[], None]) -> None:

@@ -6,6 +6,7 @@ the configuration table of the notebook, so a setting is described here and nowh
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -26,9 +27,23 @@ PRE_NMS_TOP_K = 5000
 KEEP_TOP_K = 750
 
 
-def setting(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A config field with its description (and allowed values), for --help and the notebook."""
-    return field(default=default, metadata={"help": text, "choices": choices})
+def setting(
+    default: Any,
+    text: str,
+    choices: tuple[str, ...] | None = None,
+    parse: Callable[[str], Any] | None = None,
+) -> Any:
+    """A config field with its description (and allowed values), for --help and the notebook.
+
+    parse: from what is typed to the value, where that is not the default's type.
+    """
+    metadata = {"help": text, "choices": choices, "parse": parse or type(default)}
+    return field(default=default, metadata=metadata)
+
+
+def number_or_auto(text: str) -> int:
+    """A whole number; "auto" is 0."""
+    return 0 if text == "auto" else int(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +122,12 @@ class TrainConfig:
     negative_ratio: int = setting(7, "hard negatives a positive anchor")
     # optimisation
     epochs: int = setting(400, "passes over the data")
-    batch_size: int = setting(32, "images a step")
+    batch_size: int = setting(
+        32, "images a step, of all processes together; auto: what fits", parse=number_or_auto
+    )
+    accumulate: int = setting(
+        1, "parts that a process computes its images in, one after the other: less memory"
+    )
     lr: float = setting(1e-3, "highest learning rate of AdamW")
     min_lr: float = setting(1e-5, "learning rate at the end of the cosine")
     weight_decay: float = setting(5e-4, "AdamW's weight decay")
@@ -117,7 +137,21 @@ class TrainConfig:
     bn_batches: int = setting(
         0, "batches that re-estimate the batch norms at the end; short runs need some; 0: off"
     )
-    amp: str = setting("auto", "bf16 autocast: where a CUDA device has it, or off", ("auto", "off"))
+    amp: str = setting(
+        "auto",
+        "bf16 autocast: where a CUDA device has it, off, or on any device (on a CPU V2 alone)",
+        ("auto", "off", "bf16"),
+    )
+    compile: str = setting(
+        "auto",
+        "torch.compile of student and teacher; auto: in long runs on CUDA",
+        ("auto", "on", "off"),
+    )
+    sync_bn: str = setting(
+        "auto",
+        "batch norms over all processes; auto: on CUDA with fewer than 16 images a process",
+        ("auto", "on", "off"),
+    )
     # validation: AP of the averaged weights on the val split of `data` (EMA off: of the weights)
     validate_every: int = setting(0, "epochs between validations, and after the last; 0: never")
     validate_photos: int = setting(0, "validate on a seeded part of N photos; 0: on all")
@@ -147,11 +181,11 @@ class TrainConfig:
 
 def _check(config: TrainConfig) -> None:
     """ConfigError for the first setting that cannot work."""
-    positive = "image_size batch_size epochs lr temperature save_every cache_side"
+    positive = "image_size epochs lr temperature save_every cache_side accumulate"
     not_negative = (
         "limit min_face feature_weight mixup_alpha dropblock_prob box_weight landmark_weight "
         "negative_ratio min_lr weight_decay warmup_epochs clip_norm ema_decay seed "
-        "validate_every validate_photos bn_batches"
+        "validate_every validate_photos bn_batches batch_size"
     )
     shares = (
         "alpha flip_prob photometric_prob mixup_prob cutmix_prob clean_share anchor_sampling_prob"

@@ -1,8 +1,15 @@
 """Train FeatherFace V2, the 256K-parameter student, by distillation from a V1 teacher."""
 
-from featherface.cli import run
+from featherface.cli import run, share_cores
 from featherface.config import PRESETS
-from featherface.training.command import train_command
+
+
+def main() -> None:
+    share_cores()
+    from featherface.training.command import train_command
+
+    train_command(PRESETS["v2"], __doc__)
+
 
 if __name__ == "__main__":
-    run(lambda: train_command(PRESETS["v2"], __doc__))
+    run(main)

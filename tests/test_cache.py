@@ -4,10 +4,12 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_runs import equal, prepare, tiny_config, trained
 from tiny_sets import make_photo
 from torch.nn import functional as F
 from waiting import no_waiting
@@ -23,6 +25,7 @@ from featherface.data.recipe import Colour, Recipe
 from featherface.data.render import plan_row, sampling_weights
 from featherface.data.transforms import FILL_RGB, TrainingTransform
 from featherface.errors import ConfigError, DataError
+from featherface.training import engine
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(image_size=64, batch_size=3, num_workers=0, min_face=1.0, cache="device")
@@ -48,6 +51,11 @@ def photos(tmp_path_factory) -> list[Photo]:
         for index, (size, kind) in enumerate(zip(sizes, kinds, strict=True))
     ]
     return [*made, replace(made[1], labelled=False)]
+
+
+def batches(photos, **changes):
+    config = CONFIG.replace(**changes)
+    return make_batches(photos, config, CPU, build_cache(photos, config, CPU, progress=False))
 
 
 class Given:
@@ -142,7 +150,7 @@ def test_the_weights_are_those_of_an_antialiased_resize(length, size, before, af
 
 def test_batches_have_the_loaders_faces_and_nearly_its_pixels(photos):
     plain, plain_sampler = make_loader(photos, CONFIG)
-    made, sampler = make_batches(photos, CONFIG, CPU, progress=False)
+    made, sampler = batches(photos)
     assert len(made) == len(plain) == 2
     for epoch in range(2):
         plain_sampler.set_epoch(epoch)
@@ -157,8 +165,8 @@ def test_batches_have_the_loaders_faces_and_nearly_its_pixels(photos):
 
 
 def test_batches_depend_on_seed_epoch_and_index_and_resume(photos):
-    made, sampler = make_batches(photos, CONFIG, CPU, progress=False)
-    workers, other = make_batches(photos, CONFIG.replace(num_workers=2), CPU, progress=False)
+    made, sampler = batches(photos)
+    workers, other = batches(photos, num_workers=2)
     for each in (sampler, other):
         each.set_epoch(3)
     first, second = list(made), list(workers)
@@ -244,3 +252,29 @@ def test_headers_tell_what_the_whole_file_tells(photos, tmp_path):
     (tmp_path / "text.jpg").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"text\.jpg"):
         open_header(tmp_path / "text.jpg")
+
+
+def test_losses_fall_alike_with_and_without_a_cache(tmp_path):
+    """Three seeds each: the two paths differ by less than the seeds do."""
+    root = prepare(tmp_path)
+    curves = {}
+    for kind in ("none", "device"):
+        for seed in range(3):
+            config = tiny_config(root, tmp_path / f"{kind}{seed}").replace(
+                cache=kind, seed=seed, epochs=5, lr=4e-3, save_every=100
+            )
+            engine.train(config, progress=False)
+            log = pd.read_csv(tmp_path / f"{kind}{seed}" / "training_log.csv")
+            curves.setdefault(kind, []).append(log["loss"])
+    plain, made = np.array(curves["none"]), np.array(curves["device"])
+    noise = np.ptp(plain, axis=0).mean()
+    assert not np.array_equal(plain, made)
+    assert np.abs(plain - made).mean() < 0.5 * noise
+    assert np.abs(plain.mean(axis=0) - made.mean(axis=0)).mean() < 0.3 * noise
+    assert (made[:, -1] < made[:, 0]).all()
+
+
+def test_a_cached_run_resumes_to_the_same_result(tmp_path):
+    config = tiny_config(prepare(tmp_path), tmp_path / "run").replace(cache="ram")
+    expected = trained(config)
+    assert equal(expected, trained(config, resume=engine.checkpoint_path(config, 1)))

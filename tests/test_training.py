@@ -87,7 +87,7 @@ def test_a_run_writes_its_files_and_a_row_an_epoch(config):
     assert log["epoch"].tolist() == [1, 2]
     terms = {"loss", "task", "class", "box", "landmark", "feature", "distill"}
     terms |= {"distill_class", "distill_box", "distill_landmark"}
-    assert terms | {"lr", "images_per_second", "seconds"} <= set(log.columns)
+    assert terms | {"lr", "images_per_second", "seconds", "loader_share"} <= set(log.columns)
     mixed = 0.3 * log["task"] + 0.7 * log["distill"] + 0.1 * log["feature"]
     np.testing.assert_allclose(log["loss"], mixed, rtol=1e-3)
     content = read_file(final)
@@ -117,7 +117,7 @@ def test_interrupted_and_resumed_is_bit_identical(config, monkeypatch, steps):
     assert equal(expected, trained(config, resume=last))
     whole = pd.read_csv(Path(config.save_folder + "_whole") / "training_log.csv")
     log = pd.read_csv(Path(config.save_folder) / "training_log.csv")
-    timing = ["seconds", "images_per_second"]
+    timing = ["seconds", "images_per_second", "loader_share"]
     pd.testing.assert_frame_equal(log.drop(columns=timing), whole.drop(columns=timing))
 
 
@@ -382,3 +382,19 @@ def test_the_last_share_of_a_run_is_clean(config, monkeypatch):
     monkeypatch.setattr(engine, "mix", mix)
     engine.train(config.replace(clean_share=0.5), progress=False)  # 2 epochs of 4 steps
     assert len(mixed) == 4
+
+
+def test_a_checkpoint_from_before_new_settings_goes_on_alike(config):
+    """Written when a run had fewer settings: it resumes with what it did then."""
+    expected = trained(config)
+    last = engine.checkpoint_path(config, 1)
+    content = read_file(last)
+    for name in ("cache", "cache_side", "accumulate", "compile", "sync_bn"):
+        del content["config"][name]
+    for name in ("waited", "rng_of_processes"):
+        del content[name]
+    write_file(last, content)
+    resumed = resumed_config(last, {"batch_size": 0})  # auto: keeps what it was
+    assert (resumed.cache, resumed.compile) == ("none", "off")
+    assert resumed == config.replace(cache="none", compile="off")
+    assert equal(expected, trained(resumed, resume=last))

@@ -52,6 +52,10 @@ class PhotoCache:
         pinned = place.type == "cpu" and torch.cuda.is_available()
         self.rows = torch.empty(shape, dtype=torch.uint8, device=place, pin_memory=pinned)
 
+    def __str__(self) -> str:
+        size = self.rows.numel() / 2**30
+        return f"{size:.1f} GiB, decoded, in the memory of {self.rows.device}"
+
     def put(self, index: int, pixels: Tensor) -> None:
         """Store photo `index`, (h, 3, w) uint8 RGB, of its cached size."""
         height, width = self.sizes[index].tolist()
@@ -77,17 +81,20 @@ class PhotoCache:
     def _render(self, plans: Tensor, size: int, device: torch.device) -> Tensor:
         plan = Plan.from_rows(plans)
         sizes = self.sizes[plan.photo]  # (B, 2)
-        y = plan.source[:, 1] * sizes[:, :1]  # (B, 2)
-        first = torch.minimum(y[:, 0].floor().long(), sizes[:, 0] - 1)
-        count = int((y[:, 1].ceil().long() - first).max().clamp(min=1))
+        # in pixels while it is float64: as float32 a whole one could fall into the next
+        source = plan.source * sizes.flip(1)[..., None]  # (B, 2, 2): of x, of y
+        start, stop = source[:, 1].unbind(1)  # (B,) rows
+        first = torch.minimum(start.floor().long(), sizes[:, 0] - 1)
+        count = int((stop.ceil().long() - first).max().clamp(min=1))
         index = (self.first_row[plan.photo] + first)[:, None] + torch.arange(count)  # (B, h)
         index = index.clamp_(max=len(self.rows) - 1)  # rows of other photos weigh nothing
         rows = self._gather(index.flatten(), device).unflatten(0, index.shape)  # (B, h, 3, w)
         # one copy for all the numbers: each costs the host more than the few bytes it moves
-        numbers = torch.cat((plans, sizes, first[:, None]), dim=1).float()
+        numbers = torch.cat((plans, source.flatten(1), sizes, first[:, None]), dim=1).float()
         numbers = _pinned(numbers, device).to(device, non_blocking=True)
-        plans, sizes, first = numbers.split((plans.shape[1], 2, 1), dim=1)
-        return render(rows, first[:, 0], sizes, Plan.from_rows(plans), size=size)
+        plans, source, sizes, first = numbers.split((plans.shape[1], 4, 2, 1), dim=1)
+        plan = Plan.from_rows(plans)._replace(source=source.unflatten(1, (2, 2)))
+        return render(rows, first[:, 0], sizes, plan, size=size)
 
     def _gather(self, index: Tensor, device: torch.device) -> Tensor:
         """Rows by number (n,) on the host → (n, 3, w) on the device."""
@@ -117,7 +124,8 @@ def build_cache(
 
     ConfigError where they do not fit there, DataError for a photo that cannot be read.
     """
-    if config.cache == "none" or (config.cache == "auto" and device.type != "cuda"):
+    slow = config.cache == "auto" and device.type != "cuda"
+    if config.cache == "none" or slow or not photos:
         return None  # on a CPU the loader's processes are faster than dense matrix products
     files = [open_header(photo.path) for photo in photos]
     place = choose_place(config.cache, int(np.prod(packed_shape(files, config.cache_side))), device)

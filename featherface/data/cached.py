@@ -10,7 +10,7 @@ import torch
 
 from featherface.config import TrainConfig
 from featherface.data.annotations import Photo
-from featherface.data.cache import PhotoCache, build_cache
+from featherface.data.cache import PhotoCache
 from featherface.data.loader import EpochSampler, FaceLoader, make_loader
 from featherface.structures import Batch
 
@@ -35,15 +35,11 @@ def make_batches(
     photos: Sequence[Photo],
     config: TrainConfig,
     device: torch.device,
+    cache: PhotoCache | None,
     *,
     shard: tuple[int, int] = (0, 1),
-    progress: bool = True,
 ) -> tuple[FaceLoader | CachedLoader, EpochSampler]:
-    """`make_loader`, or the same from a cache where `config.cache` asks for one.
-
-    Raises as `make_loader` and `build_cache` do.
-    """
-    cache = build_cache(photos, config, device, progress=progress) if photos else None
+    """`make_loader`, or the same from the cache of these photos. Raises as `make_loader` does."""
     if cache is None:
         return make_loader(photos, config, shard=shard)
     loader, sampler = make_loader(photos, config, files=cache.files, shard=shard)

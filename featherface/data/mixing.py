@@ -30,23 +30,30 @@ def mix(
     mixup_prob: float,
     cutmix_prob: float,
     generator: torch.Generator | None = None,
+    stream: int = 0,
 ) -> tuple[Tensor, Target]:
     """The batch mixed by MixUp (with mixup_prob), else by CutMix (with cutmix_prob), else as it is.
 
     images: (B, 3, S, S) float; targets: (B, F), which becomes (B, 2F) when mixed. All randomness
     comes from `generator` (on the CPU; None: torch's), so the device never waits for the host.
-    An image made of two counts as labelled only if both are.
+    An image made of two counts as labelled only if both are. stream: other numbers for each, of the
+    same generator: processes that share a batch agree on how it is mixed, not on the shares.
     """
     first, second = torch.rand(2, generator=generator).tolist()
     if mixup_alpha > 0 and first < mixup_prob:
-        return mixup(images, targets, alpha=mixup_alpha, generator=generator)
+        return mixup(images, targets, alpha=mixup_alpha, generator=generator, stream=stream)
     if second < cutmix_prob:
-        return cutmix(images, targets, generator=generator)
+        return cutmix(images, targets, generator=generator, stream=stream)
     return images, targets
 
 
 def mixup(
-    images: Tensor, targets: Target, *, alpha: float, generator: torch.Generator | None = None
+    images: Tensor,
+    targets: Target,
+    *,
+    alpha: float,
+    generator: torch.Generator | None = None,
+    stream: int = 0,
 ) -> tuple[Tensor, Target]:
     """Blend each image of (B, 3, S, S) with its partner by its own λ ~ Beta(alpha, alpha).
 
@@ -54,9 +61,7 @@ def mixup(
     """
     if not alpha > 0:
         raise ConfigError(f"mixup_alpha must be above 0 to mix; got {alpha!r}")
-    # torch.distributions takes no generator, so torch seeds numpy's
-    seed = int(torch.randint(2**62, (), generator=generator))
-    share = np.random.default_rng(seed).beta(alpha, alpha, len(images))
+    share = _numpy_generator(generator, stream).beta(alpha, alpha, len(images))
     return blend(images, targets, _to_device(share, images))
 
 
@@ -66,6 +71,7 @@ def cutmix(
     *,
     alpha: float = 1.0,
     generator: torch.Generator | None = None,
+    stream: int = 0,
 ) -> tuple[Tensor, Target]:
     """Paste one random rectangle of its partner into each image of (B, 3, S, S).
 
@@ -75,8 +81,7 @@ def cutmix(
     """
     if not alpha > 0:
         raise ConfigError(f"cutmix alpha must be above 0; got {alpha!r}")
-    seed = int(torch.randint(2**62, (), generator=generator))
-    random = np.random.default_rng(seed)
+    random = _numpy_generator(generator, stream)
     limits = np.array(images.shape[:1:-1])  # width, height
     half = np.sqrt(1 - random.beta(alpha, alpha, (len(images), 1))) * limits / 2
     center = random.uniform(size=(len(images), 2)) * limits
@@ -129,6 +134,12 @@ def paste(images: Tensor, targets: Target, rectangles: Tensor) -> tuple[Tensor, 
         own._replace(labelled=own.labelled | covered),
         other._replace(labelled=other.labelled | untouched),
     )
+
+
+def _numpy_generator(generator: torch.Generator | None, stream: int) -> np.random.Generator:
+    """Seeded by torch's: torch.distributions takes no generator."""
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return np.random.default_rng([seed, stream] if stream else seed)
 
 
 def _to_device(values: np.ndarray, images: Tensor) -> Tensor:

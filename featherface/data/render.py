@@ -131,17 +131,18 @@ def render(rows: Tensor, first: Tensor, sizes: Tensor, plan: Plan, *, size: int)
     """(B, 3, size, size) uint8 RGB, channels last in memory.
 
     rows (B, h, 3, w) uint8: of each photo the h rows from `first` (B,) on, all of its columns;
-    sizes (B, 2): height and width of the photo there; the plan is float32, on the same device.
+    sizes (B, 2): height and width of the photo there, of whose pixels the plan's source is given
+    here; everything is float32, on the same device.
     """
     source_x, source_y = plan.source.unbind(1)  # (B, 2) each
     place_x, place_y = plan.place.unbind(1)
     height, width = sizes.unbind(1)
     zero = torch.zeros_like(first)
     vertical = sampling_weights(
-        source_y * height[:, None], place_y, height, size=size, first=first, taps=rows.shape[1]
+        source_y, place_y, height, size=size, first=first, taps=rows.shape[1]
     )
     horizontal = sampling_weights(
-        source_x * width[:, None], place_x, width, size=size, first=zero, taps=rows.shape[3]
+        source_x, place_x, width, size=size, first=zero, taps=rows.shape[3]
     )
     horizontal = mirrored(horizontal, plan.flip)
     covered = (vertical.sum(-1) > 0)[:, :, None] & (horizontal.sum(-1) > 0)[:, None, :]

@@ -1,10 +1,8 @@
-"""The training loop, one for V1 and V2."""
+"""The training loop, one for V1 and V2, in one process or several."""
 
 import itertools
-import tempfile
 import time
-from collections.abc import Iterable
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +12,33 @@ from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
 from featherface.config import TrainConfig
-from featherface.data.loader import make_loader
+from featherface.data.cache import build_cache
+from featherface.data.cached import make_batches
 from featherface.data.mixing import mix
 from featherface.data.prepare import fingerprint
+from featherface.devices import random_state, seed_device, set_random_state
 from featherface.errors import TrainingError
 from featherface.preprocess import normalise
 from featherface.structures import Batch
+from featherface.training.build import make_step
+from featherface.training.compiling import compile_networks, is_wanted
+from featherface.training.folder import checkpoint_path, prepare_folder
 from featherface.training.log import TrainingLog
+from featherface.training.memory import fitting_batch, memory_errors_explained, trial_of
 from featherface.training.photos import training_photos
+from featherface.training.processes import (
+    any_process,
+    average_gradients,
+    joined,
+    wait_for_all,
+)
 from featherface.training.run import Run
 from featherface.training.schedule import dropblock_probability
+from featherface.training.steps import autocast
 from featherface.training.stopping import GracefulStop
 from featherface.training.validation import Validator
 
 CHECK_EVERY = 10  # steps between looks at the loss: a look makes a GPU wait
-
-
-def checkpoint_path(config: TrainConfig, what: int | str) -> Path:
-    """…/FeatherFaceV2_epoch_10.pth, …_last.pth (to resume from), …_best.pth, …_final.pth."""
-    part = f"epoch_{what}" if isinstance(what, int) else what
-    return Path(config.save_folder) / f"FeatherFace{config.model.upper()}_{part}.pth"
 
 
 def train(
@@ -48,31 +53,72 @@ def train(
     Writes checkpoints and training_log.csv to `config.save_folder`. On Ctrl-C or SIGTERM the state
     is saved to …_last.pth and KeyboardInterrupt is raised; `resume` continues to the same result.
     TrainingError where another run lies in the folder, unless `overwrite`, which removes it.
+
+    Under torchrun this is one of several processes, of which the first writes and speaks.
     """
-    prepare_folder(config, keep=resume is not None, overwrite=overwrite)
-    torch.manual_seed(config.seed)
-    photos = training_photos(config)
-    loader, sampler = make_loader(photos, config)
-    validator = Validator(config) if config.validate_every else None
-    faces = sum(len(photo.boxes) for photo in photos)
-    data = {"photos": len(photos), "faces": faces, "fingerprint": fingerprint(photos)}
-    run = Run(config, steps_per_epoch=len(loader), data=data, start=resume is None)
-    log = TrainingLog(Path(config.save_folder) / "training_log.csv")
-    if resume:
-        run.resume(resume)
-        log.resume_from(run.epoch)
-    total = config.epochs * run.steps_per_epoch
-    tqdm.write(
-        f"{config.model}: {len(photos):,} photos, {faces:,} faces, {config.epochs} epochs of "
-        f"{run.steps_per_epoch} steps on {run.device}, from epoch {run.epoch}"
-    )
-    if validator:
-        tqdm.write(f"validation: {validator.description}")
+    with joined(config.device) as process, memory_errors_explained(config):
+        if process.first:
+            prepare_folder(config, keep=resume is not None, overwrite=overwrite)
+        wait_for_all()
+        torch.manual_seed(config.seed)
+        seed_device(config.seed + process.number, process.device)
+        photos = training_photos(config)
+        cache = build_cache(photos, config, process.device, progress=progress and process.first)
+        config = _with_batch_size(config, process.device, photos=len(photos))
+        loader, sampler = make_batches(photos, config, process.device, cache, shard=process.shard)
+        validator = Validator(config) if config.validate_every else None
+        faces = sum(len(photo.boxes) for photo in photos)
+        data = {"photos": len(photos), "faces": faces, "fingerprint": fingerprint(photos)}
+        run = Run(
+            config, steps_per_epoch=len(loader), data=data, start=resume is None, process=process
+        )
+        log = TrainingLog(Path(config.save_folder) / "training_log.csv")
+        if resume:
+            run.resume(resume)
+            log.resume_from(run.epoch)
+        run.say(f"{run.description}, photos: {cache or 'read anew each epoch'}")
+        if validator:
+            run.say(f"validation: {validator.description}")
+        if is_wanted(config.compile, run.device, steps=config.epochs * run.steps_per_epoch):
+            trial = trial_of(run.step, config, run.device)
+            compile_networks(run.networks, lambda: trial(sampler.batch // process.total))
+        _epochs(run, loader, sampler, validator, log, progress=progress and process.first)
+        sampler.set_epoch(config.epochs)
+        _estimate_batch_norms(run, loader)
+        final = checkpoint_path(config, "final")
+        if process.first:
+            run.save_weights(final)
+        wait_for_all()
+        return final
+
+
+def _with_batch_size(config: TrainConfig, device: torch.device, *, photos: int) -> TrainConfig:
+    """The config with a batch size that fits, where it asks for one."""
+    if config.batch_size:
+        return config
+    random = random_state(device)
+    step = make_step(config.replace(batch_size=1), device=device, steps=1)
+    size = fitting_batch(device, trial_of(step, config, device), photos=photos)
+    set_random_state(random, device)
+    return config.replace(batch_size=size)
+
+
+def _epochs(
+    run: Run,
+    loader: Iterable[Batch],
+    sampler: Any,
+    validator: Validator | None,
+    log: TrainingLog,
+    *,
+    progress: bool,
+) -> None:
+    """From where the run is to its last epoch, with what follows each: AP, a row, checkpoints."""
+    config, total = run.config, run.config.epochs * run.steps_per_epoch
+    done = round(run.progress * total)
     with (
         GracefulStop() as stop,
-        tqdm(total=total, initial=round(run.progress * total), unit="step", disable=not progress)
-        as bar,
-    ):  # fmt: skip
+        tqdm(total=total, initial=done, unit="step", disable=not progress) as bar,
+    ):
         while run.epoch < config.epochs:
             sampler.set_epoch(run.epoch, start=run.batch * config.batch_size)
             train_one_epoch(run, loader, stop, bar)
@@ -80,52 +126,13 @@ def train(
             scores = {}
             if validator and (due or run.epoch + 1 == config.epochs):
                 run.save(checkpoint_path(config, "last"))  # measuring can take long
-                scores = _validate(run, validator)
-            log.add(_finish_epoch(run) | scores)
+                scores = _validate(run, validator) if run.process.first else {}
+            row = _finish_epoch(run) | scores
+            if run.process.first:
+                log.add(row)
             run.save(checkpoint_path(config, "last"))
             if run.epoch % config.save_every == 0:
                 run.save(checkpoint_path(config, run.epoch))
-    sampler.set_epoch(config.epochs)
-    _estimate_batch_norms(run, loader)
-    final = checkpoint_path(config, "final")
-    run.save_weights(final)
-    return final
-
-
-def _estimate_batch_norms(run: Run, loader: Iterable[Batch]) -> None:
-    """Mean and variance of every batch norm for the averaged weights, over fresh batches.
-
-    Running averages with V1's momentum of 0.01 need some 500 steps to forget their start.
-    """
-    if run.config.model == "v2":
-        run.averaged_model.set_drop_prob(0.0)  # type: ignore[operator]
-    batches = itertools.islice(loader, run.config.bn_batches)
-    if run.config.bn_batches:
-        pixels = (normalise(images.to(run.device)) for images, _ in batches)
-        update_bn(pixels, run.averaged_model)
-
-
-def prepare_folder(config: TrainConfig, *, keep: bool, overwrite: bool) -> None:
-    """Make the save folder, see that it can be written to, and that no run lies there.
-
-    With `overwrite` the run that lies there goes, all but its final weights, which stay until
-    there are new ones. TrainingError without; OSError if the folder cannot be written to.
-    """
-    folder = Path(config.save_folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
-    last = checkpoint_path(config, "last")
-    if keep or not last.exists():
-        return
-    if not overwrite:
-        raise TrainingError(
-            f"{last}: a run lies here; go on with --resume, or start anew with --overwrite or in "
-            "another --save-folder"
-        )
-    name = last.name.removesuffix("last.pth")
-    for old in (*folder.glob(f"{name}epoch_*.pth"), checkpoint_path(config, "best"), last):
-        old.unlink(missing_ok=True)
 
 
 def train_one_epoch(run: Run, loader: Iterable[Batch], stop: GracefulStop, bar: tqdm) -> None:
@@ -133,39 +140,55 @@ def train_one_epoch(run: Run, loader: Iterable[Batch], stop: GracefulStop, bar: 
     config = run.config
     started = time.monotonic() - run.seconds
     run.step.trained.train()
-    amp = config.amp == "auto" and run.device.type == "cuda" and torch.cuda.is_bf16_supported()
-    for images, targets in loader:
+    for images, targets in _waited_for(run, loader):
         if config.model == "v2":
             run.model.set_drop_prob(dropblock_probability(config, run.progress))  # type: ignore[operator]
+        faces = int((targets.weight > 0).sum())  # here, on the host, without waiting for a GPU
         pixels = normalise(images.to(run.device, non_blocking=True))
         targets = targets.to(run.device, non_blocking=True)
         if run.progress < 1 - config.clean_share:
+            alone = targets.boxes.shape[1]
             pixels, targets = mix(
                 pixels,
                 targets,
                 mixup_alpha=config.mixup_alpha,
                 mixup_prob=config.mixup_prob,
                 cutmix_prob=config.cutmix_prob,
+                stream=run.process.number,
             )
-        with torch.autocast("cuda", torch.bfloat16) if amp else nullcontext():
-            losses = run.step(pixels, targets)
+            faces *= 1 + (targets.boxes.shape[1] > alone)  # its own and its partner's
+        with autocast(config, run.device):
+            losses = run.step(pixels, targets, faces)
         _update(run, losses)
         run.batch += 1
         run.seconds = time.monotonic() - started
         bar.update()
         if run.batch % CHECK_EVERY == 0 or run.batch == run.steps_per_epoch:
             _show(run, bar)
-        if stop.requested:
+        if any_process(stop.requested):
             run.save(checkpoint_path(config, "last"))
             bar.close()
-            tqdm.write(f"stopped and saved {checkpoint_path(config, 'last')}; go on with --resume")
+            run.say(f"stopped and saved {checkpoint_path(config, 'last')}; go on with --resume")
             raise KeyboardInterrupt
+
+
+def _waited_for(run: Run, loader: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, and in `run.waited` the seconds that the loop spent waiting for them."""
+    batches = iter(loader)
+    while True:
+        started = time.monotonic()
+        batch = next(batches, None)
+        run.waited += time.monotonic() - started
+        if batch is None:
+            return
+        yield batch
 
 
 def _update(run: Run, losses: dict[str, Tensor]) -> None:
     """One optimizer step, and the running sums of every loss term."""
     run.optimizer.zero_grad(set_to_none=True)
     losses["loss"].backward()
+    average_gradients(run.step.trained.parameters())
     if run.config.clip_norm:
         torch.nn.utils.clip_grad_norm_(run.step.trained.parameters(), run.config.clip_norm)
     run.optimizer.step()
@@ -211,6 +234,20 @@ def _finish_epoch(run: Run) -> dict[str, Any]:
         **means,
         "images_per_second": run.batch * run.images_per_step / run.seconds,
         "seconds": run.seconds,
+        "loader_share": run.waited / run.seconds,
     }
-    run.epoch, run.batch, run.sums, run.seconds = run.epoch + 1, 0, {}, 0.0
+    run.epoch, run.batch, run.sums, run.seconds, run.waited = run.epoch + 1, 0, {}, 0.0, 0.0
     return row
+
+
+def _estimate_batch_norms(run: Run, loader: Iterable[Batch]) -> None:
+    """Mean and variance of every batch norm for the averaged weights, over fresh batches.
+
+    Running averages with V1's momentum of 0.01 need some 500 steps to forget their start.
+    """
+    if run.config.model == "v2":
+        run.averaged_model.set_drop_prob(0.0)  # type: ignore[operator]
+    batches = itertools.islice(loader, run.config.bn_batches * run.process.total)
+    if run.config.bn_batches:
+        pixels = (normalise(images.to(run.device)) for images, _ in batches)
+        update_bn(pixels, run.averaged_model)

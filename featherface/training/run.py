@@ -6,93 +6,33 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from featherface.checkpoint import (
     FORMAT,
     is_checkpoint,
-    load_backbone,
-    load_model,
     read_file,
     write_file,
 )
 from featherface.config import TrainConfig
-from featherface.devices import pick_device
+from featherface.devices import pick_device, random_state, seed_device, set_random_state
 from featherface.errors import ConfigError, TrainingError
-from featherface.models.v1 import FeatherFaceV1
-from featherface.models.v2 import FeatherFaceV2
 from featherface.provenance import commit, versions
+from featherface.training.build import make_optimizer, make_step
 from featherface.training.ema import make_ema
+from featherface.training.processes import Process, gathered, share_state
 from featherface.training.schedule import make_scheduler
-from featherface.training.steps import DistillationStep, Step, SupervisedStep
-from featherface.training.teacher import make_teacher
+from featherface.training.teacher import TorchTeacher
 
-TEACHER_HINT = (
-    "the student needs its V1 teacher: put the published V1 weights there, or train one with "
-    "scripts/train_v1.py, or name another file with --teacher-model (see weights/README.md)"
-)
 # settings that say where and how fast a run goes, not what it computes: free to change on --resume
 FREE_ON_RESUME = frozenset(
     "data training_dataset unlabelled teacher_model backbone_weights weights "
-    "num_workers save_folder save_every device "
+    "num_workers save_folder save_every device cache compile accumulate sync_bn "
     "validate_every validate_photos validate_protocol".split()
 )
 
-
-def make_model(config: TrainConfig, teacher: nn.Module | None) -> nn.Module:
-    """The network to train, started from `weights`, or its backbone as `init` says."""
-    if config.model == "v1":
-        model: nn.Module = FeatherFaceV1()
-    else:
-        model = FeatherFaceV2(dropblock_size=config.dropblock_size)
-    if config.weights:
-        start = load_model(config.weights)
-        if start.name != config.model:
-            raise ConfigError(
-                f"{config.weights}: holds {start.name}, but {config.model} is trained"
-            )
-        model.load_state_dict(start.state_dict())
-    elif config.init == "imagenet":
-        load_backbone(model, config.backbone_weights)
-    elif config.init == "teacher":
-        if teacher is None:
-            raise ConfigError("--init teacher needs a teacher; V1 has none: imagenet or scratch")
-        model.backbone.load_state_dict(teacher.backbone.state_dict())  # type: ignore[union-attr]
-    return model
-
-
-def make_step(config: TrainConfig, *, device: torch.device, steps: int) -> Step:
-    """V1 supervised, or V2 distilled from the teacher file that the config names, on the device.
-
-    steps: of the whole run.
-    """
-    if config.model == "v1":
-        return SupervisedStep(_placed(make_model(config, None), device), config)
-    teacher = load_model(config.teacher_model, TEACHER_HINT)
-    if teacher.name != "v1":
-        raise ConfigError(f"{config.teacher_model}: holds {teacher.name}; the teacher must be V1")
-    model = _placed(make_model(config, teacher), device)
-    step = DistillationStep(
-        model, make_teacher(_placed(teacher, device), config, device=device, steps=steps), config
-    )
-    step.trained.to(device)
-    return step
-
-
-def _placed(model: nn.Module, device: torch.device) -> nn.Module:
-    """On the device, with the channels last in memory: as the photos come, and faster."""
-    return model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def make_optimizer(step: Step, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW; biases, norms and fusion weights are not decayed."""
-    parameters = [p for p in step.trained.parameters() if p.requires_grad]
-    return torch.optim.AdamW(
-        [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ],
-        lr=config.lr,
-    )
+# settings that a checkpoint from before they were there goes on with, to the same result
+SINCE_THEN: dict[str, Any] = {"cache": "none", "compile": "off"}
 
 
 class Run:
@@ -105,19 +45,23 @@ class Run:
         *,
         data: dict[str, Any] | None = None,
         start: bool = True,
+        process: Process | None = None,
     ) -> None:
         """data: what is trained on, as plain values: a resumed run must have the same.
 
-        start: load what the config starts from; a run to be resumed does not need it.
+        start: load what the config starts from; a run to be resumed does not need it. process: this
+        one among those of the run; None: it is the only one.
         """
         self.config, self.data = config, data or {}
         self.provenance = {"versions": versions(), "commit": commit()}  # of the code that runs
-        self.device = pick_device(config.device)
+        self.process = process or Process(0, 1, pick_device(config.device))
+        self.device = self.process.device
         self.step = make_step(
             config if start else config.replace(init="scratch", weights=""),
             device=self.device,
             steps=config.epochs * steps_per_epoch,
         )
+        share_state(self.step.trained)
         self.ema = make_ema(self.model, config.ema_decay) if config.ema_decay else None
         self.optimizer = make_optimizer(self.step, config)
         self.scheduler = make_scheduler(self.optimizer, config, steps_per_epoch)
@@ -126,12 +70,40 @@ class Run:
         self.batch = 0  # batches done of the epoch under way
         self.sums: dict[str, Tensor] = {}  # of the loss terms over those batches
         self.seconds = 0.0  # spent on them
+        self.waited = 0.0  # of these, for the loader
         self.best_ap = -1.0  # highest validation AP so far
 
     @property
     def images_per_step(self) -> int:
         """The batch size, or the number of photos where there are fewer."""
         return min(self.config.batch_size, self.data.get("photos", self.config.batch_size))
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The student, and the teacher where torch runs it."""
+        teacher = getattr(self.step, "teacher", None)
+        return [self.model] + ([teacher.model] if isinstance(teacher, TorchTeacher) else [])
+
+    @property
+    def description(self) -> str:
+        """What is trained on what, in one line."""
+        config, count = self.config, self.process.total
+        batch = f"{self.images_per_step} images a step"
+        if count > 1:
+            batch += f" ({count} processes of {self.images_per_step // count})"
+        if config.accumulate > 1:
+            batch += f" in {config.accumulate} parts"
+        return (
+            f"{config.model}: {self.data.get('photos', 0):,} photos, "
+            f"{self.data.get('faces', 0):,} faces, {config.epochs} epochs of "
+            f"{self.steps_per_epoch} steps on {self.device}, from epoch {self.epoch}; {batch}, "
+            f"learning rate up to {config.lr:g}"
+        )
+
+    def say(self, text: str) -> None:
+        """A line for people, from the first process alone."""
+        if self.process.first:
+            tqdm.write(text)
 
     @property
     def model(self) -> nn.Module:
@@ -167,11 +139,11 @@ class Run:
                 )
 
     def save(self, path: Path) -> None:
-        """Everything, to resume from."""
+        """Everything, to resume from. All processes call this; the first one writes."""
         self._refuse_non_finite()
-        rng = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            rng["cuda"] = torch.cuda.get_rng_state(self.device)
+        random = gathered(random_state(self.device))
+        if not self.process.first:
+            return
         content = self._described() | {
             "model": self.model.state_dict(),
             "trained": self.step.trained.state_dict(),
@@ -182,12 +154,14 @@ class Run:
             "sums": self.sums,
             "best_ap": self.best_ap,
             "seconds": self.seconds,
-            "rng": rng,
+            "waited": self.waited,
+            "rng": random[0],
+            "rng_of_processes": random,
         }
         if self.ema:
             content |= {
                 "ema": self.ema.module.state_dict(),
-                "ema_updates": int(self.ema.n_averaged),
+                "ema_updates": self.ema.updates,
             }
         write_file(path, content)
 
@@ -215,15 +189,20 @@ class Run:
         self.step.trained.load_state_dict(content["trained"])
         if self.ema:
             self.ema.module.load_state_dict(content["ema"])
-            self.ema.n_averaged.fill_(content["ema_updates"])
+            self.ema.updates = content["ema_updates"]
         self.optimizer.load_state_dict(content["optimizer"])
         self.scheduler.load_state_dict(content["scheduler"])
         self.epoch, self.batch = content["epoch"], content["batch"]
         self.sums = {name: value.to(self.device) for name, value in content["sums"].items()}
         self.seconds, self.best_ap = content["seconds"], content["best_ap"]
-        torch.set_rng_state(content["rng"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in content["rng"]:
-            torch.cuda.set_rng_state(content["rng"]["cuda"], self.device)
+        self.waited = content.get("waited", 0.0)
+        states = content.get("rng_of_processes", [content["rng"]])
+        if len(states) == self.process.total:
+            set_random_state(states[self.process.number], self.device)
+            return
+        # other processes than before: those after the first start their GPU's numbers anew
+        set_random_state({"cpu": states[0]["cpu"]}, self.device)
+        seed_device(self.config.seed + self.process.number + (self.epoch << 16), self.device)
 
 
 def _described_data(data: dict[str, Any]) -> str:
@@ -240,8 +219,11 @@ def resumed_config(path: Path, explicit: dict[str, Any]) -> TrainConfig:
     stored = content.get("config")
     if not is_checkpoint(content) or not isinstance(stored, dict):
         raise TrainingError(f"{path}: holds no training run to resume")
+    stored = SINCE_THEN | stored
     known = {item.name for item in fields(TrainConfig)}
     config = TrainConfig(**{name: value for name, value in stored.items() if name in known})
+    if explicit.get("batch_size") == 0:  # auto: the size that was found
+        explicit = {name: value for name, value in explicit.items() if name != "batch_size"}
     changed = [
         f"--{name.replace('_', '-')} {value} (was {getattr(config, name)})"
         for name, value in explicit.items()

@@ -44,6 +44,13 @@ class TorchTeacher:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Answer:
+        if images.device.type == "cpu":
+            # in float32: torchvision's deformable convolution knows no bfloat16 there
+            with torch.autocast("cpu", enabled=False):
+                return self._answer(images)
+        return self._answer(images)
+
+    def _answer(self, images: Tensor) -> Answer:
         features = self.model.forward_features(images)  # type: ignore[operator]
         return Answer(self.model.forward_head(features), features)  # type: ignore[operator]
 

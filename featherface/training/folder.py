@@ -1,0 +1,36 @@
+"""The folder that a run writes to: the names in it, and that no other run is lost there."""
+
+import tempfile
+from pathlib import Path
+
+from featherface.config import TrainConfig
+from featherface.errors import TrainingError
+
+
+def checkpoint_path(config: TrainConfig, what: int | str) -> Path:
+    """…/FeatherFaceV2_epoch_10.pth, …_last.pth (to resume from), …_best.pth, …_final.pth."""
+    part = f"epoch_{what}" if isinstance(what, int) else what
+    return Path(config.save_folder) / f"FeatherFace{config.model.upper()}_{part}.pth"
+
+
+def prepare_folder(config: TrainConfig, *, keep: bool, overwrite: bool) -> None:
+    """Make the save folder, see that it can be written to, and that no run lies there.
+
+    With `overwrite` the run that lies there goes, all but its final weights, which stay until
+    there are new ones. TrainingError without; OSError if the folder cannot be written to.
+    """
+    folder = Path(config.save_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+    last = checkpoint_path(config, "last")
+    if keep or not last.exists():
+        return
+    if not overwrite:
+        raise TrainingError(
+            f"{last}: a run lies here; go on with --resume, or start anew with --overwrite or in "
+            "another --save-folder"
+        )
+    name = last.name.removesuffix("last.pth")
+    for old in (*folder.glob(f"{name}epoch_*.pth"), checkpoint_path(config, "best"), last):
+        old.unlink(missing_ok=True)

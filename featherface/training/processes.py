@@ -1,0 +1,145 @@
+"""One run in several processes, a GPU each: started by torchrun, alike but for their data.
+
+Every process holds the whole network and a part of each batch, which together are the batch that
+--batch-size says, and computes the loss of all of it (featherface.losses.parallel). The gradients
+of the network are one megabyte: a single exchange of them after the backward pass takes less time
+than a wrapper that overlaps the two would save, and it leaves the step as it is.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, distributed, nn
+
+from featherface.config import TrainConfig
+from featherface.devices import pick_device
+from featherface.errors import ConfigError
+from featherface.losses.parallel import process
+
+PATIENCE = timedelta(hours=2)  # the first process measures and writes while the others wait
+ENOUGH_FOR_NORMS = 16  # images a process from which its own batch statistics will do
+
+
+class Process(NamedTuple):
+    """This process of a run."""
+
+    number: int  # 0 writes the log and the checkpoints
+    total: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.number == 0
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        return self.number, self.total
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Process]:
+    """This process among those that torchrun started, or alone; `device` as in the config.
+
+    ConfigError where there are more processes than CUDA devices.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1 or distributed.is_initialized():
+        yield Process(*process(), pick_device(device))
+        return
+    chosen = _own_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, timeout=PATIENCE)
+    try:
+        yield Process(*process(), chosen)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _own_device(name: str, local: int) -> torch.device:
+    device = pick_device(name)
+    if device.type != "cuda":
+        return device
+    if local >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {local} of this machine has no GPU: there are {torch.cuda.device_count()}; "
+            "start as many processes as GPUs (--nproc-per-node)"
+        )
+    device = torch.device("cuda", local)
+    torch.cuda.set_device(device)
+    return device
+
+
+def wait_for_all() -> None:
+    """Until every process is here."""
+    if process()[1] > 1:
+        distributed.all_reduce(torch.zeros(1))
+
+
+def any_process(flag: bool) -> bool:
+    """Whether the flag is set in any of the processes."""
+    if process()[1] == 1:
+        return flag
+    found = torch.tensor(float(flag))  # on the CPU: no GPU is waited for
+    distributed.all_reduce(found, distributed.ReduceOp.MAX)
+    return bool(found)
+
+
+def share_state(module: nn.Module) -> None:
+    """Give every process the first one's weights and buffers."""
+    if process()[1] == 1:
+        return
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            value = tensor.contiguous()  # in one order in memory, whatever the tensor's is
+            distributed.broadcast(value, 0)
+            tensor.copy_(value)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """The mean of the processes' gradients, in one exchange, in place."""
+    count = process()[1]
+    if count == 1:
+        return
+    gradients = [each.grad for each in parameters if each.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(flat)
+    parts = flat.div_(count).split([gradient.numel() for gradient in gradients])
+    for gradient, mean in zip(gradients, parts, strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def gathered(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The same dict of CPU tensors from every process, in their order."""
+    count = process()[1]
+    if count == 1:
+        return [state]
+    states: list[dict[str, Tensor]] = [{} for _ in range(count)]
+    for name, value in state.items():
+        parts = [torch.empty_like(value) for _ in range(count)]
+        distributed.all_gather(parts, value)
+        for each, part in zip(states, parts, strict=True):
+            each[name] = part
+    return states
+
+
+def with_shared_norms(model: nn.Module, config: TrainConfig, device: torch.device) -> nn.Module:
+    """The network with batch norms over all processes, where the config asks for it.
+
+    `auto`: on CUDA, where a process has few images at a time. ConfigError for `on` on another
+    device, where torch cannot.
+    """
+    count = process()[1]
+    if count == 1 or config.sync_bn == "off":
+        return model
+    if device.type != "cuda":
+        if config.sync_bn == "on":
+            raise ConfigError("--sync-bn on needs CUDA devices; leave it out")
+        return model
+    images = config.batch_size // count // config.accumulate
+    if config.sync_bn == "auto" and images >= ENOUGH_FOR_NORMS:
+        return model
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
