@@ -1,6 +1,9 @@
 """The synthetic set: reproducible, in both official formats, varied, never half-written."""
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import cv2
@@ -217,3 +220,16 @@ def test_a_face_without_landmarks_is_written_with_minus_ones() -> None:
     assert demo.label_row(face) == "3 4 5 6 " + "-1.0 " * 15 + "0.20"
     assert demo.box_rows([face]) == ["1", "3 4 5 6 2 0 0 0 1 0"]
     assert demo.box_rows([]) == ["0", "0 0 0 0 0 0 0 0 0 0"]
+
+
+def test_sigterm_leaves_nothing_behind(tmp_path, monkeypatch):
+    def ended(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(demo, "_write_split", ended)
+    with pytest.raises(KeyboardInterrupt):
+        demo.make_demo(tmp_path / "set", train=2, val=1, progress=False)
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -13,9 +13,11 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,8 +68,9 @@ def make_demo(
     root.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{root.name}.", dir=root.parent))
     try:
-        for split, count in zip(SPLITS, (train, val), strict=True):
-            _write_split(work, split, count, seed=seed, size=size, progress=progress)
+        with _interrupted_by_sigterm():
+            for split, count in zip(SPLITS, (train, val), strict=True):
+                _write_split(work, split, count, seed=seed, size=size, progress=progress)
         (work / MANIFEST).write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
         os.chmod(work, 0o755)  # mkdtemp makes folders that only their owner can enter
         _put_in_place(work, root)
@@ -75,6 +78,19 @@ def make_demo(
         shutil.rmtree(work, ignore_errors=True)
         raise
     return root
+
+
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """SIGTERM as Ctrl-C, so that the unfinished folder goes then too (in the main thread)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _check_settings(wanted: dict[str, int]) -> None:
