@@ -1,0 +1,80 @@
+"""Operations and bytes counted, and what the machine does of each in a second at best.
+
+The roofs are measured, not looked up: a large matrix product and a large copy on the device at
+hand. Every tensor that an operation reads or writes is counted once for each operation: fusing can
+go beyond the bound of bytes.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from featherface.config import TrainConfig
+from featherface.training.steps import autocast
+
+
+def timed(work: Callable[[], Any], device: torch.device) -> float:
+    """Seconds until the device has done it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def median(values: list[float]) -> float:
+    return float(pd.Series(values).median())
+
+
+class _Bytes(TorchDispatchMode):
+    """Adds up the bytes that each operation reads and writes; views move none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            touched = [*tree_leaves(args), *tree_leaves(kwargs), *tree_leaves(result)]
+            self.total += sum(t.numel() * t.element_size() for t in touched if torch.is_tensor(t))
+        return result
+
+
+def counted(work: Callable[[], Any]) -> tuple[float, float]:
+    """The floating-point operations and the bytes of `work`, by what torch is asked to do."""
+    mapping = {torch.ops.torchvision.deform_conv2d: _deformable_operations}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as operations, _Bytes() as moved:
+        work()
+    return float(operations.get_total_flops()), float(moved.total)
+
+
+def _deformable_operations(
+    image: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any
+) -> int:
+    """Two for each weight at each place, as a plain convolution; sampling is left out."""
+    batch, _, height, width = out_shape
+    outputs, inputs, *kernel = weight
+    return 2 * batch * height * width * outputs * inputs * kernel[0] * kernel[1]
+
+
+def measured_roofs(device: torch.device, config: TrainConfig) -> tuple[float, float]:
+    """Operations a second of a large matrix product in the step's precision, bytes of a copy."""
+    large = device.type == "cuda"
+    size = 8192 if large else 1024
+    with autocast(config, device):
+        kind = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled() else None
+    one = torch.randn(size, size, device=device, dtype=kind or torch.float32)
+    source = torch.empty(2**28 if large else 2**25, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    product = min(timed(lambda: one @ one, device) for _ in range(5))
+    copied = min(timed(lambda: target.copy_(source), device) for _ in range(5))
+    return 2 * size**3 / product, 2 * source.numel() / copied

@@ -1,0 +1,49 @@
+#!/bin/sh
+# The whole sequence on a machine with GPUs: check, benchmark, train, evaluate. It only has to be started:
+#
+#     sh scripts/gpu_run.sh                       # one GPU, WIDER FACE in data/widerface
+#     GPUS=8 EPOCHS=400 DATA=/data/widerface sh scripts/gpu_run.sh
+#
+# Results: $OUT/benchmark_train.csv, $OUT/training_log.csv, $OUT/FeatherFaceV2_final.pth, $OUT/evaluation.txt.
+# Started again it goes on where it was stopped (SIGTERM and Ctrl-C save).
+set -eu
+
+PYTHON=${PYTHON:-python}
+DATA=${DATA:-data/widerface}
+TEACHER=${TEACHER:-weights/featherface_v1.pth}
+OUT=${OUT:-weights/v2_gpu}
+GPUS=${GPUS:-1}        # processes, a GPU each
+BATCH=${BATCH:-128}    # images a step of all GPUs together; auto: what fits (one GPU)
+EPOCHS=${EPOCHS:-400}
+SIZE=${SIZE:-640}
+LR=${LR:-2e-3}
+CACHE=${CACHE:-auto}   # ram on a card of 24 GB; none to read the photos anew each epoch
+EXTRA=${EXTRA:-}       # more flags of train_v2.py, such as --min-face 2 or --anchor-sampling-prob 0.5
+
+cd "$(dirname "$0")/.."
+mkdir -p "$OUT"
+"$PYTHON" -c 'import torch, sys; n = torch.cuda.device_count(); print(f"{n} GPUs, torch {torch.__version__}"); sys.exit(n == 0)' || {
+    echo "error: no CUDA device here" >&2; exit 2; }
+nvidia-smi --query-gpu=name,memory.total,memory.free --format=csv || true
+
+"$PYTHON" scripts/prepare_data.py --data "$DATA"
+
+if [ ! -e "$OUT/benchmark_train.csv" ]; then
+    for batch in 64 128 256; do
+        "$PYTHON" scripts/benchmark.py train --data "$DATA" --teacher-model "$TEACHER" --image-size "$SIZE" \
+            --batch-size "$batch" --cache "$CACHE" --photos 1024 --rounds 20 --out "$OUT/benchmark_train_$batch.csv"
+    done
+    cp "$OUT/benchmark_train_128.csv" "$OUT/benchmark_train.csv"
+fi
+
+resume=""
+[ -e "$OUT/FeatherFaceV2_last.pth" ] && resume="--resume"
+# shellcheck disable=SC2086
+"$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$GPUS" scripts/train_v2.py \
+    --data "$DATA" --teacher-model "$TEACHER" --save-folder "$OUT" --epochs "$EPOCHS" --image-size "$SIZE" \
+    --batch-size "$BATCH" --lr "$LR" --cache "$CACHE" --bn-batches 50 --validate-every 20 --validate-photos 500 \
+    $EXTRA $resume
+
+for protocol in original vga; do
+    "$PYTHON" scripts/evaluate.py --weights "$OUT/FeatherFaceV2_final.pth" --data "$DATA" --protocol "$protocol"
+done | tee "$OUT/evaluation.txt"
