@@ -14,6 +14,7 @@ _HOME = {
     "Detector": "featherface.detector",
     "FeatherFaceV1": "featherface.models.v1",
     "FeatherFaceV2": "featherface.models.v2",
+    "OnnxDetector": "featherface.onnx_detector",
     "Predictions": "featherface.structures",
     "draw": "featherface.drawing",
     "load_model": "featherface.checkpoint",

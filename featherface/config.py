@@ -27,6 +27,15 @@ PRE_NMS_TOP_K = 5000
 KEEP_TOP_K = 750
 
 
+def check_detection(score_threshold: float, iou_threshold: float, max_side: int | None) -> None:
+    """ConfigError for a detector's first setting that cannot work."""
+    for name, value in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{name} must lie in 0..1; got {value!r}")
+    if max_side is not None and max_side < 1:
+        raise ConfigError(f"max_side must be at least 1 pixel, or None; got {max_side!r}")
+
+
 def setting(
     default: Any,
     text: str,

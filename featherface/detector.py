@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from featherface.config import DISPLAY_SCORE, NMS_IOU
+from featherface.config import DISPLAY_SCORE, NMS_IOU, check_detection
 from featherface.devices import pick_device
-from featherface.errors import CheckpointError, ConfigError, DataError
+from featherface.errors import CheckpointError, DataError
 from featherface.images import (
     ImageSource,
     fit_long_side,
     network_input,
     padded_size,
     read_image,
+    to_original,
 )
 from featherface.postprocess import postprocess
 from featherface.structures import Detections
@@ -57,11 +58,7 @@ class Detector:
         iou_threshold: float = NMS_IOU,
         max_side: int | None = None,
     ) -> None:
-        for name, value in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
-            if not 0 <= value <= 1:
-                raise ConfigError(f"{name} must lie in 0..1; got {value!r}")
-        if max_side is not None and max_side < 1:
-            raise ConfigError(f"max_side must be at least 1 pixel, or None; got {max_side!r}")
+        check_detection(score_threshold, iou_threshold, max_side)
         self.score_threshold = float(score_threshold)
         self.iou_threshold = float(iou_threshold)
         self.max_side = max_side
@@ -131,7 +128,7 @@ class Detector:
                 iou_threshold=self.iou_threshold,
             )
         pairs = zip(group, faces, strict=True)
-        return {item.index: _to_original(item, *parts) for item, parts in pairs}
+        return {item.index: _restored(item, parts) for item, parts in pairs}
 
 
 def _load(weights: str | os.PathLike | None) -> nn.Module:
@@ -157,18 +154,10 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _to_original(item: _Prepared, boxes: Tensor, scores: Tensor, landmarks: Tensor) -> Detections:
-    """Faces in pixels of the network input → in pixels of the image as it came in.
-
-    Boxes are clipped to the image; one that lies wholly in the padding is dropped.
-    """
-    height, width = item.pixels.shape[:2]
-    scale = np.array((item.width / width, item.height / height), np.float32)
-    corners = boxes.cpu().numpy().reshape(-1, 2, 2) * scale  # (K, 4) → (K, 2 corners, x y)
-    corners = corners.clip(0, np.array((item.width, item.height), np.float32))
-    visible = (corners[:, 1] > corners[:, 0]).all(axis=1)
-    return Detections(
-        boxes=corners[visible].reshape(-1, 4),
-        scores=scores.cpu().numpy()[visible],
-        landmarks=landmarks.cpu().numpy()[visible] * scale,
+def _restored(item: _Prepared, faces: tuple[Tensor, Tensor, Tensor]) -> Detections:
+    """Boxes, scores and landmarks in pixels of the network input → of the image as it came in."""
+    return to_original(
+        *(part.cpu().numpy() for part in faces),
+        shown=item.pixels.shape[:2],
+        original=(item.height, item.width),
     )

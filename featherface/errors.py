@@ -20,3 +20,7 @@ class ConfigError(FeatherFaceError, ValueError):
 
 class TrainingError(FeatherFaceError, RuntimeError):
     """A training run cannot go on (non-finite loss, nothing to resume from, and so on)."""
+
+
+class ExportError(FeatherFaceError, RuntimeError):
+    """An exported model does not compute what the trained network does."""

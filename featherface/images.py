@@ -1,22 +1,32 @@
-"""Reading pictures of every kind as upright RGB arrays, and preparing arrays for the network.
+"""Reading pictures of every kind as upright RGB arrays, preparing arrays for the network, and the
+way back from the network's pixels to the picture's.
 
-Without torch, so that the ONNX detector prepares its input by the very same code.
+Without torch, so that the ONNX detector does all this by the very same code; where Pillow is
+missing, OpenCV reads the files.
 """
+
+from __future__ import annotations
 
 import io
 import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Union
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
 
 from featherface.config import MEAN_BGR, PAD_MULTIPLE
 from featherface.errors import DataError
+from featherface.structures import Detections
 
-ImageSource = str | os.PathLike | Image.Image | np.ndarray
+try:
+    from PIL import Image, ImageOps
+except ImportError:
+    Image = None  # type: ignore[assignment]
+
+ImageSource = Union[str, os.PathLike, "Image.Image", np.ndarray]
 _EXIF_ORIENTATION = 0x0112
 _CV2_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION  # Pillow alone judges rotation
 _ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
@@ -34,7 +44,7 @@ def read_image(source: ImageSource, *, bgr: bool = False) -> np.ndarray:
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, bgr=bgr)
-    if isinstance(source, Image.Image):
+    if Image is not None and isinstance(source, Image.Image):
         return _from_pil(source, name="PIL image")
     if isinstance(source, (str, os.PathLike)):
         return _from_file(Path(source))
@@ -72,6 +82,32 @@ def network_input(images: Sequence[np.ndarray], height: int, width: int) -> np.n
     return batch
 
 
+def to_original(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    landmarks: np.ndarray,
+    *,
+    shown: tuple[int, int],
+    original: tuple[int, int],
+) -> Detections:
+    """Faces in pixels of what the network saw → in pixels of the image as it came in.
+
+    boxes (K, 4), scores (K,), landmarks (K, 5, 2); shown, original: height and width of the image
+    as it was shown, without padding, and before. Boxes are clipped to the image; one that lies
+    wholly in the padding is dropped.
+    """
+    height, width = original
+    scale = np.array((width / shown[1], height / shown[0]), np.float32)
+    corners = boxes.reshape(-1, 2, 2) * scale  # (K, 4) → (K, 2 corners, x y)
+    corners = corners.clip(0, np.array((width, height), np.float32))
+    visible = (corners[:, 1] > corners[:, 0]).all(axis=1)
+    return Detections(
+        boxes=corners[visible].reshape(-1, 4),
+        scores=scores[visible],
+        landmarks=landmarks[visible] * scale,
+    )
+
+
 def _from_array(array: np.ndarray, *, bgr: bool) -> np.ndarray:
     if array.dtype != np.uint8:
         raise DataError(
@@ -87,11 +123,19 @@ def _from_array(array: np.ndarray, *, bgr: bool) -> np.ndarray:
         raise DataError(f"the image array is empty: shape {array.shape}")
     if channels == 1:
         return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
-    color = array[..., 2::-1] if bgr else array[..., :3]
     if channels == 4:
-        rgba = np.concatenate((color, array[..., 3:]), axis=2)
+        return _blended(array, bgr=bgr)
+    plain = np.ascontiguousarray(array)
+    return cv2.cvtColor(plain, cv2.COLOR_BGR2RGB) if bgr else plain
+
+
+def _blended(array: np.ndarray, *, bgr: bool) -> np.ndarray:
+    """(H, W, 4) over white → (H, W, 3) RGB."""
+    rgba = cv2.cvtColor(np.ascontiguousarray(array), cv2.COLOR_BGRA2RGBA) if bgr else array
+    if Image is not None:
         return _over_white(Image.fromarray(rgba))
-    return np.ascontiguousarray(color)
+    opacity = rgba[..., 3:].astype(np.float32) / 255
+    return (rgba[..., :3] * opacity + 255 * (1 - opacity)).round().astype(np.uint8)
 
 
 def _from_pil(image: Image.Image, *, name: str) -> np.ndarray:
@@ -140,6 +184,8 @@ def _from_file(path: Path) -> np.ndarray:
         raise DataError(f"cannot read image {path}: {reason}") from error
     if not data:
         raise DataError(f"{path} is empty: 0 bytes")
+    if Image is None:
+        return _by_opencv(path, data)
     try:
         with warnings.catch_warnings():  # large photos are welcome; bombs still raise
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -156,6 +202,19 @@ def _from_file(path: Path) -> np.ndarray:
             if pixels is not None:
                 return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
         return _from_pil(image, name=str(path))
+
+
+def _by_opencv(path: Path, data: bytes) -> np.ndarray:
+    """A picture's bytes → (H, W, 3) RGB, upright; alpha is dropped. For where Pillow is missing."""
+    try:
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:
+        pixels = None
+    if pixels is None:
+        raise DataError(f"{path} is not an image in a format that OpenCV reads")
+    if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-4096:]:  # notes may follow
+        raise DataError(f"{path} is truncated or corrupt: the JPEG has no end")
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 def _plain_jpeg(image: Image.Image, data: bytes) -> bool:
