@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from exported import network
+from exported import network, pixels
 from torch import nn
 
 from featherface.anchors import decode_boxes, decode_landmarks, make_anchors
@@ -29,7 +29,7 @@ def assert_equal(found, expected):
 @pytest.mark.parametrize("size", [(1, 1), (31, 33), (40, 104), (64, 96)])
 @torch.no_grad()
 def test_v2_is_the_same_function(size):
-    image = 60 * torch.randn(2, 3, *size)
+    image = torch.from_numpy(pixels(*size, batch=2))
     expected = decoded(network("v2"), image)
     assert expected[1].std() > 0.01  # the scores say something
     assert_equal(Raw(deployed(network("v2")))(image), expected)
@@ -37,14 +37,14 @@ def test_v2_is_the_same_function(size):
 
 @torch.no_grad()
 def test_v2_for_multiples_of_32():
-    image = 60 * torch.randn(1, 3, 64, 96)
+    image = torch.from_numpy(pixels(64, 96))
     assert_equal(Raw(deployed(network("v2"), exact=True))(image), decoded(network("v2"), image))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (45, 70)])
 @torch.no_grad()
 def test_v1_is_the_same_function(size):
-    image = 60 * torch.randn(1, 3, *size)
+    image = torch.from_numpy(pixels(*size))
     assert_equal(Raw(deployed(network("v1")))(image), decoded(network("v1"), image))
 
 
@@ -91,7 +91,7 @@ def test_merged_and_scale():
 def test_the_parts_of_v2_each():
     model = network("v2")
     stage = next(iter(model.backbone.children()))
-    image = 60 * torch.randn(1, 3, 40, 56)
+    image = torch.from_numpy(pixels(40, 56))
     first, block = list(stage.children())[:2]
     torch.testing.assert_close(Stem(first, block)(image), block(first(image)), rtol=1e-4, atol=1e-3)
     x = torch.randn(2, 32, 13, 9)

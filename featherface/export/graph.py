@@ -8,7 +8,7 @@ scores (K,) descending, landmarks (K, 5, 2), in pixels of the image.
 
 import json
 import warnings
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
@@ -28,9 +28,12 @@ from featherface.config import (
 )
 from featherface.errors import ConfigError
 from featherface.export.end_to_end import wrap
-from featherface.export.network import Raw, deployed
+from featherface.export.network import Half, Raw, deployed
 from featherface.images import padded_size
 from featherface.structures import LANDMARK_NAMES
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 FORMS = ("raw", "end_to_end")
 OPSETS = range(18, 24)  # what the exporter writes and ONNX Runtime runs
@@ -43,15 +46,22 @@ Size = tuple[int, int]  # height, width
 
 
 def build(
-    model: nn.Module, *, form: str = "end_to_end", size: Size | None = None, opset: int = OPSET
+    model: nn.Module,
+    *,
+    form: str = "end_to_end",
+    size: Size | None = None,
+    opset: int = OPSET,
+    half: bool = False,
 ) -> ModelProto:
     """The ONNX model of a trained V1 or V2.
 
     size: height and width, for one size only and without shape arithmetic; None: any size (raw:
-    and any batch). ConfigError for a form, size or opset that cannot work.
+    and any batch). half: the network computes in float16, for GPUs. ConfigError for a form, size
+    or opset that cannot work.
     """
     check_settings(model, form=form, size=size, opset=opset)
     network = deployed(model, exact=form == "end_to_end" or _is_exact(size))
+    network = Half(network).eval() if half else network
     if form == "raw":
         exported = _export(Raw(network).eval(), form, size, opset)
     else:
@@ -166,14 +176,12 @@ def describe(model: ModelProto, *, architecture: str, form: str, size: Size | No
                 dimension.dim_param = name
 
 
-def session_output(
-    model: ModelProto | str, feed: dict[str, np.ndarray], outputs: Sequence[str] | None = None
-) -> list[np.ndarray]:
-    """Run a model once on the CPU."""
-    import onnxruntime as ort
+def open_model(model: ModelProto, *, threads: int = 1) -> "InferenceSession":
+    """A session on the CPU for a model in memory, with threads that do not spin."""
+    from onnxruntime import InferenceSession, SessionOptions
 
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    content = model if isinstance(model, str) else model.SerializeToString()
-    session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    return session.run(outputs, feed)
+    options = SessionOptions()
+    options.log_severity_level = 3  # its notes are not for users
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

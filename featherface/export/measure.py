@@ -1,0 +1,194 @@
+"""What an export run measures: parity with the trained network, speed, average precision."""
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from onnx import ModelProto
+from PIL import Image
+from torch import nn
+
+from featherface.anchors import decode_boxes, decode_landmarks, make_anchors
+from featherface.benchmark.pairs import alternate, ratio
+from featherface.benchmark.timing import one_thread
+from featherface.config import EVALUATION_SCORE
+from featherface.data.demo_scene import make_photo
+from featherface.data.unlabelled import read_unlabelled
+from featherface.detector import Detector
+from featherface.errors import ExportError
+from featherface.evaluation import compare
+from featherface.evaluation.run import detect_photos
+from featherface.evaluation.sets import find_evaluation_set
+from featherface.export.graph import Size, open_model
+from featherface.images import fit_long_side, network_input, padded_size, read_image
+from featherface.onnx_detector import OnnxDetector
+
+# long sides of the pictures that parity is measured on, pixels
+SIDES = (
+    *(33, 64, 97, 150, 200, 256, 300, 320, 333, 400),
+    *(480, 500, 512, 555, 600, 640, 700, 800, 1024, 1280),
+)
+BOX_LIMIT = 0.01  # pixels: what rounding may move a box of the raw form
+SCORE_LIMIT = 1e-4
+IOU_LIMIT = 0.999  # of the same face by Detector and by the end-to-end form
+V1_SCORE_LIMIT = 2e-4  # deformable sampling rounds differently
+_DRAWN = 480  # pixels, about the long side of a drawn picture
+_LARGEST_CALIBRATION = 640  # pixels, long side
+
+
+def pictures(folder: str | os.PathLike = "", *, count: int = len(SIDES)) -> list[np.ndarray]:
+    """Pictures to check on, (H, W, 3) uint8 RGB: of a folder, or drawn. DataError for a folder
+    without photos."""
+    if folder:
+        photos = read_unlabelled(os.fspath(folder))
+        step = max(1, len(photos) // count)
+        return [read_image(photo.path) for photo in photos[::step][:count]]
+    return [_drawn(index) for index in range(count)]
+
+
+def _drawn(index: int) -> np.ndarray:
+    jpeg = make_photo(seed=0, split=1, index=index, size=_DRAWN).jpeg
+    with Image.open(io.BytesIO(jpeg)) as image:
+        return read_image(image)
+
+
+def of_sizes(photos: Sequence[np.ndarray], size: Size | None) -> list[np.ndarray]:
+    """The photos with long sides SIDES, or all on canvases of one size (height, width)."""
+    if size is not None:
+        return [_on_canvas(photo, *size) for photo in photos]
+    return [_scaled(photo, SIDES[i % len(SIDES)]) for i, photo in enumerate(photos)]
+
+
+def _scaled(photo: np.ndarray, side: int) -> np.ndarray:
+    scale = side / max(photo.shape[:2])
+    size = tuple(max(1, round(scale * n)) for n in photo.shape[1::-1])
+    return cv2.resize(photo, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+
+
+def _on_canvas(photo: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The photo cut or repeated at its edges to (height, width, 3)."""
+    rows, columns = (max(0, n - m) for n, m in zip((height, width), photo.shape[:2], strict=True))
+    grown = cv2.copyMakeBorder(photo, 0, rows, 0, columns, cv2.BORDER_REFLECT)
+    return np.ascontiguousarray(grown[:height, :width])
+
+
+def for_calibration(photos: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """(H, W, 3) uint8 BGR, of sizes that are usual."""
+    return [
+        cv2.cvtColor(fit_long_side(photo, _LARGEST_CALIBRATION), cv2.COLOR_RGB2BGR)
+        for photo in photos
+    ]
+
+
+@torch.no_grad()
+def raw_parity(
+    model: nn.Module, graph: ModelProto, photos: Sequence[np.ndarray], size: Size | None
+) -> dict[str, float]:
+    """Largest differences over all anchors of all photos: boxes, landmarks (pixels), scores.
+
+    ExportError where they are more than rounding explains.
+    """
+    session, worst = open_model(graph), {"boxes": 0.0, "scores": 0.0, "landmarks": 0.0}
+    for photo in photos:
+        height, width = size or padded_size(*photo.shape[:2])
+        image = network_input([photo], height, width)
+        predictions = model(torch.from_numpy(image))
+        anchors = make_anchors(height, width)
+        expected = {
+            "boxes": decode_boxes(predictions.box_deltas, anchors),
+            "scores": predictions.class_logits.softmax(-1)[..., 1],
+            "landmarks": decode_landmarks(predictions.landmark_deltas, anchors),
+        }
+        for name, found in zip(worst, session.run(list(worst), {"image": image}), strict=True):
+            difference = float(np.abs(found - expected[name].numpy()).max())
+            worst[name] = max(worst[name], difference)
+    limit = V1_SCORE_LIMIT if getattr(model, "name", "") == "v1" else SCORE_LIMIT
+    # V1's deformable convolutions amplify rounding in boxes that nobody would take for a face
+    box_limit = 50 * BOX_LIMIT if limit == V1_SCORE_LIMIT else BOX_LIMIT
+    if not (worst["scores"] <= limit and worst["boxes"] <= box_limit):
+        raise ExportError(f"the raw model differs from the trained network by {worst}")
+    return worst
+
+
+def face_parity(
+    expected: Detector, found: OnnxDetector, photos: Sequence[np.ndarray], *, exact: bool
+) -> dict[str, float]:
+    """Do both find the same faces? Counts, smallest IoU and largest difference of scores.
+
+    exact: ExportError where they differ by more than rounding explains.
+    """
+    table, summary = compare(expected.detect_batch(photos), found.detect_batch(photos))
+    pairs = table[table["status"] == "matched"]
+    result = {
+        "faces": int(summary["matched"]),
+        "in_one_only": int(summary["missed"] + summary["extra"]),
+        "smallest_iou": float(pairs["iou"].min()) if len(pairs) else float("nan"),
+        "score_difference": float((pairs["score_a"] - pairs["score_b"]).abs().max())
+        if len(pairs)
+        else float("nan"),
+    }
+    if exact and (result["in_one_only"] or result["smallest_iou"] < IOU_LIMIT):
+        raise ExportError(f"{found.path.name} finds other faces than the trained network: {result}")
+    return result
+
+
+def speed(
+    model: nn.Module,
+    graphs: dict[str, ModelProto],
+    photo: np.ndarray,
+    *,
+    size: Size,
+    rounds: int = 15,
+) -> list[dict[str, Any]]:
+    """A row a network: median, smallest and largest time on one thread, in turn, in milliseconds.
+
+    Of the raw forms and the trained network in PyTorch: a forward of (1, 3, height, width). Of the
+    others and of Detector: all from a picture (height, width, 3) to its faces.
+    """
+    picture = cv2.cvtColor(_on_canvas(photo, *size), cv2.COLOR_RGB2BGR)
+    image = network_input([picture[..., ::-1]], *size)
+    detector, tensor = Detector(model), torch.from_numpy(image)
+    forwards: dict[str, Callable[[], object]] = {"PyTorch": lambda: model(tensor)}
+    complete: dict[str, Callable[[], object]] = {
+        "PyTorch": lambda: detector.detect(picture, bgr=True)
+    }
+    for name, graph in graphs.items():
+        session = open_model(graph)
+        raw = len(session.get_inputs()[0].shape) == 4
+        feed = {"image": image if raw else picture}
+        (forwards if raw else complete)[name] = partial(session.run, None, feed)
+    rows = []
+    with one_thread(), torch.inference_mode():
+        for what, calls in (("forward", forwards), ("picture to faces", complete)):
+            times = alternate(calls, rounds=rounds, cpu_time=True)
+            for name, seconds in times.items():
+                low, middle, high = (1000 * np.quantile(seconds, (0, 0.5, 1))).tolist()
+                rows.append({"what": what, "network": name, "median": middle, "min": low,
+                             "max": high, "ratio": ratio(times, name, "PyTorch")})  # fmt: skip
+    return rows
+
+
+def average_precision(
+    detectors: dict[str, Detector | OnnxDetector],
+    data: str | os.PathLike,
+    *,
+    protocols: Sequence[str] = ("original", "vga"),
+) -> list[dict[str, Any]]:
+    """A row a detector and protocol: exact AP in percent by setting, on the val split of `data`."""
+    found = find_evaluation_set(data, "val")
+    rows = []
+    for name, detector in detectors.items():
+        detector.score_threshold = EVALUATION_SCORE
+        for protocol in protocols:
+            faces = detect_photos(
+                detector, found.photos, protocol=protocol, progress=False, label=name
+            )
+            result = found.evaluate(faces)
+            ap = {name: 100 * float(curve.ap_exact) for name, curve in result.curves.items()}
+            rows.append({"network": name, "protocol": protocol, "on": found.description, "ap": ap})
+    return rows

@@ -1,0 +1,244 @@
+"""INT8: static quantisation of the layers where it pays, in the QDQ form of ONNX Runtime.
+
+A layer is worth it where its weights are many: there an 8-bit kernel saves more than turning maps
+into 8 bits and back costs, and the file shrinks. Of those layers the ones that move the scores most
+stay in float. Activations are uint8 with one range a tensor, weights int8 with one scale an output
+channel (as in arXiv 1712.05877). What stays in float is stored in 16 bits; ONNX Runtime turns it
+into float32 when it loads, so that it costs no time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from featherface.errors import ConfigError
+from featherface.export.graph import open_model
+
+SMALLEST = 2048  # weights of a layer that is worth quantising
+SCORE_ERROR = 0.02  # mean change of the scores that matter that all layers together may make
+SEEN = 0.02  # a score that matters: what evaluation looks at
+VALUES = "network_values"  # of `end_to_end`: what the network gives to the decoding, (1, 30, N)
+_SMALLEST_HALF = 64  # numbers of a constant that is worth storing in 16 bits
+
+Range = tuple[float, float]
+Part = TypeVar("Part", NodeProto, TensorProto)
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """The INT8 model and which of its layers are 8-bit."""
+
+    model: ModelProto
+    layers: tuple[str, ...]  # names of the convolutions
+    left: tuple[str, ...]  # worth it by size, but too far off
+    score_error: float  # mean change of the scores that matter, on the calibration pictures
+
+
+def quantise(
+    model: ModelProto,
+    pictures: Sequence[np.ndarray],
+    *,
+    smallest: int = SMALLEST,
+    score_error: float = SCORE_ERROR,
+) -> Quantised:
+    """An end-to-end model → INT8 where it pays and holds.
+
+    pictures: to calibrate on, BGR uint8 (H, W, 3), such as will be looked at.
+    smallest: weights that a convolution needs to be considered. score_error: layers stay in float,
+    the worst first, until the mean change of the scores is at most this.
+    ConfigError for no picture or another form.
+    """
+    if not pictures:
+        raise ConfigError("INT8 needs pictures to calibrate on")
+    if VALUES not in {name for node in model.graph.node for name in node.output}:
+        raise ConfigError("INT8 is made of the end-to-end form for any size")
+    weights = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    worth = [node for node in model.graph.node if _pays(node, weights, smallest)]
+    ranges = _ranges(model, worth, pictures)
+    expected = _scores(model, pictures)
+
+    def error(layers: Sequence[NodeProto]) -> float:
+        return _mean_change(expected, _scores(_with_qdq(model, layers, ranges), pictures))
+
+    alone = {node.name: error([node]) for node in worth}
+    chosen = sorted(worth, key=lambda node: alone[node.name])
+    while chosen and (total := error(chosen)) > score_error:
+        chosen.pop()
+    small = _with_qdq(model, chosen, ranges)
+    _store_in_half(small)
+    _shorten_names(small)
+    names = {node.name for node in chosen}
+    return Quantised(
+        model=small,
+        layers=tuple(node.name for node in worth if node.name in names),
+        left=tuple(node.name for node in worth if node.name not in names),
+        score_error=total if chosen else 0.0,
+    )
+
+
+def _pays(node: NodeProto, weights: dict[str, np.ndarray], smallest: int) -> bool:
+    """A dense convolution with many constant weights."""
+    if node.op_type != "Conv" or node.input[1] not in weights:
+        return False
+    groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+    return groups == 1 and weights[node.input[1]].size >= smallest
+
+
+def _ranges(
+    model: ModelProto, nodes: Sequence[NodeProto], pictures: Sequence[np.ndarray]
+) -> dict[str, Range]:
+    """Smallest and largest value of every map that the nodes read or write, zero included."""
+    names = list(dict.fromkeys(name for node in nodes for name in (node.input[0], node.output[0])))
+    seen = {name: (0.0, 0.0) for name in names}
+    session = open_model(_with_outputs(model, names))
+    for picture in pictures:
+        maps = session.run(names, {"image": picture})
+        for name, values in zip(names, maps, strict=True):
+            low, high = seen[name]
+            seen[name] = min(low, float(values.min())), max(high, float(values.max()))
+    return seen
+
+
+def _with_outputs(model: ModelProto, names: Sequence[str]) -> ModelProto:
+    """A copy that also gives these maps."""
+    copy = ModelProto.FromString(model.SerializeToString())
+    copy.graph.output.extend(
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
+    )
+    return copy
+
+
+def _scores(model: ModelProto, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """The face scores (2, N) of both anchors of every cell, for each picture."""
+    session = open_model(_with_outputs(model, [VALUES]))
+    values = (session.run([VALUES], {"image": picture})[0] for picture in pictures)
+    return [1 / (1 + np.exp(-part[0, :2])) for part in values]
+
+
+def _mean_change(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
+    """Mean |difference| over the scores that matter in either."""
+    changes = []
+    for before, after in zip(expected, found, strict=True):
+        matter = np.maximum(before, after) > SEEN
+        changes.append(np.abs(before - after)[matter])
+    together = np.concatenate(changes)
+    return float(together.mean()) if len(together) else 0.0
+
+
+def _with_qdq(
+    model: ModelProto, layers: Sequence[NodeProto], ranges: dict[str, Range]
+) -> ModelProto:
+    """A copy whose `layers` read, multiply and write 8-bit numbers."""
+    copy = ModelProto.FromString(model.SerializeToString())
+    graph, wanted = copy.graph, {node.name for node in layers}
+    weights = {item.name: item for item in graph.initializer}
+    nodes: list[NodeProto] = []
+    constants: dict[str, np.ndarray] = {}
+    read: dict[str, str] = {}  # map → its 8-bit version, as the layers read it
+    for node in graph.node:
+        if node.name not in wanted:
+            nodes.append(node)
+            continue
+        source, target = node.input[0], node.output[0]
+        if source not in read:
+            read[source] = f"{source}_read"
+            nodes += _round_trip(source, read[source], ranges[source], constants)
+        values = [numpy_helper.to_array(weights[name]) for name in node.input[1:]]
+        step = float(constants[f"{read[source]}_scale"])
+        nodes += _weights(node, values, step, constants)
+        node.input[0], node.output[0] = read[source], f"{target}_wide"
+        nodes.append(node)
+        nodes += _round_trip(f"{target}_wide", target, ranges[target], constants)
+    used = {name for node in nodes for name in node.input}
+    kept = [_copy(item) for name, item in weights.items() if name in used]
+    nodes = [_copy(node) for node in nodes]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(kept)
+    graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in constants.items())
+    return copy
+
+
+def _round_trip(
+    source: str, target: str, span: Range, constants: dict[str, np.ndarray]
+) -> list[NodeProto]:
+    """The nodes of source → uint8 → target, float again."""
+    step = max(span[1] - span[0], 1e-6) / 255
+    zero = np.clip(round(-span[0] / step), 0, 255)
+    names = [f"{target}_scale", f"{target}_zero"]
+    constants[names[0]] = np.array(step, np.float32)
+    constants[names[1]] = np.array(zero, np.uint8)
+    return [
+        helper.make_node("QuantizeLinear", [source, *names], [f"{target}_q"], f"{target}_q"),
+        helper.make_node("DequantizeLinear", [f"{target}_q", *names], [target], f"{target}_d"),
+    ]
+
+
+def _weights(
+    node: NodeProto, values: Sequence[np.ndarray], step: float, constants: dict[str, np.ndarray]
+) -> list[NodeProto]:
+    """Replace a convolution's weight (O, I, kH, kW) by int8 and its bias (O,) by int32.
+
+    step: of the map that it reads; the bias counts in steps of map times weight.
+    """
+    weight = values[0]
+    largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
+    scale = (np.maximum(largest, 1e-9) / 127).astype(np.float32)  # (O,)
+    whole = np.rint(weight / scale[:, None, None, None]).clip(-127, 127)
+    parts = [(whole.astype(np.int8), scale)]
+    if len(values) > 1:
+        parts.append((np.rint(values[1] / (scale * step)).astype(np.int32), scale * step))
+    nodes = []
+    for place, (numbers, factor) in enumerate(parts, start=1):
+        base = f"{node.name}_{place}"
+        constants[f"{base}_q"], constants[f"{base}_scale"] = numbers, factor
+        constants[f"{base}_zero"] = np.zeros(len(factor), numbers.dtype)
+        inputs = [f"{base}_q", f"{base}_scale", f"{base}_zero"]
+        nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{base}_d"], base, axis=0))
+        node.input[place] = f"{base}_d"
+    return nodes
+
+
+def _copy(part: Part) -> Part:
+    """Protobuf's lists own what they hold: what moves to another list must be a copy."""
+    return type(part).FromString(part.SerializeToString())
+
+
+def _store_in_half(model: ModelProto) -> None:
+    """Float constants in 16 bits, cast to float32 by a node that ONNX Runtime folds on loading."""
+    graph = model.graph
+    scaling = ("QuantizeLinear", "DequantizeLinear")
+    scales = {name for node in graph.node if node.op_type in scaling for name in node.input}
+    casts = []
+    for item in graph.initializer:
+        array = numpy_helper.to_array(item)
+        if array.dtype != np.float32 or array.size < _SMALLEST_HALF or item.name in scales:
+            continue
+        casts.append(
+            helper.make_node("Cast", [f"{item.name}_half"], [item.name], f"{item.name}_wide", to=1)
+        )
+        half = numpy_helper.from_array(array.astype(np.float16), f"{item.name}_half")
+        item.CopyFrom(half)
+    nodes = [_copy(node) for node in (*casts, *graph.node)]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _shorten_names(model: ModelProto) -> None:
+    """Values and nodes get numbers for names: names are a fifth of a small file."""
+    graph = model.graph
+    fixed = {item.name for item in (*graph.input, *graph.output)}
+    short: dict[str, str] = {"": ""}
+
+    def name(old: str) -> str:
+        return old if old in fixed else short.setdefault(old, f"{len(short):x}")
+
+    for node in graph.node:
+        node.input[:] = [name(old) for old in node.input]
+        node.output[:] = [name(old) for old in node.output]
+        node.name = ""
+    for item in graph.initializer:
+        item.name = name(item.name)

@@ -1,0 +1,236 @@
+"""One export: build every form, check it against the trained network, measure, then write."""
+
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto
+from torch import nn
+
+import featherface.export.measure as measure
+from featherface.checkpoint import build_model, read_file
+from featherface.detector import Detector
+from featherface.errors import ConfigError
+from featherface.export.graph import FORMS, OPSET, Size, build, check_settings
+from featherface.export.package import package, recorded, sha256, write_package
+from featherface.export.quantise import Quantised, quantise
+from featherface.export.readme import readme
+from featherface.files import atomic_path, write_text
+from featherface.onnx_detector import OnnxDetector
+from featherface.provenance import commit, versions
+
+SPEED_SIZE = (640, 640)  # of a model for any size
+HOLDS = {
+    "package": "weights, settings, pre- and post-processing, metrics; read with weights_only=True",
+    "end_to_end": "ONNX, end to end: a picture in, its faces out",
+    "raw": "ONNX, raw: prepared pixels in, all anchors out, decoded; any batch",
+    "int8": "ONNX, end to end, INT8 where it pays",
+    "fp16": "ONNX, end to end, the network in float16: for GPUs",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to export. size: height, width; None: any. photos: a folder to check and calibrate on;
+    "": drawn pictures. data: a data folder whose val split AP is measured on; "": it is not."""
+
+    forms: tuple[str, ...] = FORMS
+    size: Size | None = None
+    opset: int = OPSET
+    int8: bool = False
+    fp16: bool = False
+    photos: str = ""
+    data: str = ""
+    rounds: int = 15  # of the speed measurement; 0: none
+
+    def check(self, model: nn.Module) -> None:
+        """ConfigError for what cannot work, before any of it takes time."""
+        for form in self.forms:
+            check_settings(model, form=form, size=self.size, opset=self.opset)
+        if not (self.forms or self.int8 or self.fp16):
+            raise ConfigError(f"nothing to export: give a form, {' or '.join(FORMS)}")
+        if self.int8 and self.size is not None:
+            raise ConfigError("INT8 is made for any size: leave --size out")
+
+
+@dataclass
+class Exported:
+    """What a run made: models by kind, and every figure it measured."""
+
+    models: dict[str, ModelProto] = field(default_factory=dict)
+    quantised: Quantised | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+
+
+def export(
+    weights: str | os.PathLike, out: str | os.PathLike, settings: Settings | None = None
+) -> Exported:
+    """Write the deployment files of a trained V1 or V2 into the folder `out`.
+
+    Nothing is written before everything is built, checked and measured. Raises CheckpointError for
+    the weights, ConfigError for settings, DataError for folders, and ExportError where an exported
+    model differs from the trained network.
+    """
+    settings = settings or Settings()
+    checkpoint = read_file(weights)
+    model = build_model(checkpoint, weights)
+    settings.check(model)
+    photos = measure.pictures(settings.photos)
+    made = _build(model, settings, photos)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {}
+        for kind, graph in made.models.items():
+            paths[kind] = Path(folder) / _name(model, kind, settings.size)
+            onnx.save(graph, paths[kind])
+        made.metrics = _measure(model, made, settings, photos, paths)
+        content = package(model, checkpoint, source=weights, metrics=made.metrics)
+        facts = _facts(model, weights, settings)
+        _write(made, content, facts, paths, Path(out), recorded(checkpoint))
+    return made
+
+
+def parse_size(text: str) -> Size | None:
+    """ "640x480" → height 640, width 480; "" → None. ConfigError for anything else."""
+    if not text:
+        return None
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise ConfigError(f"size must be HEIGHTxWIDTH in pixels, such as 640x480; got {text!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def _build(model: nn.Module, settings: Settings, photos: list[np.ndarray]) -> Exported:
+    made, options = Exported(), {"size": settings.size, "opset": settings.opset}
+    for form in settings.forms:
+        made.models[form] = build(model, form=form, **options)  # type: ignore[arg-type]
+    if settings.int8:
+        whole = made.models.get("end_to_end") or build(model, opset=settings.opset)
+        made.quantised = quantise(whole, measure.for_calibration(photos))
+        made.models["int8"] = made.quantised.model
+    if settings.fp16:
+        made.models["fp16"] = build(model, half=True, **options)  # type: ignore[arg-type]
+    return made
+
+
+def _name(model: nn.Module, kind: str, size: Size | None) -> str:
+    """featherface_v2_deployment.onnx is the end-to-end form for any size; others say what they
+    are."""
+    parts = [f"featherface_{model.name}_deployment"]
+    parts += [kind] if kind not in ("end_to_end", "package") else []
+    parts += [f"{size[0]}x{size[1]}"] if size and kind != "package" else []
+    return "_".join(parts) + (".pth" if kind == "package" else ".onnx")
+
+
+def _measure(
+    model: nn.Module,
+    made: Exported,
+    settings: Settings,
+    photos: list[np.ndarray],
+    paths: Mapping[str, Path],
+) -> dict[str, Any]:
+    """Every figure of the README, as plain data."""
+    size = settings.size
+    sized = measure.of_sizes(photos, size)
+    sides = sorted(max(photo.shape[:2]) for photo in sized)
+    parity: dict[str, Any] = {
+        "pictures": {
+            "count": len(sized),
+            "from": "a folder of photos" if settings.photos else "drawn",
+            "sizes": f"long side {sides[0]} to {sides[-1]} pixels",
+        }
+    }
+    detectors: dict[str, Detector | OnnxDetector] = {"PyTorch": Detector(model, device="cpu")}
+    for kind, path in paths.items():
+        if kind == "raw":
+            parity[path.name] = measure.raw_parity(model, made.models["raw"], sized, size)
+            continue
+        detectors[kind] = found = OnnxDetector(path, device="cpu")
+        exact = kind == "end_to_end"
+        parity[path.name] = measure.face_parity(Detector(model), found, sized, exact=exact)
+    metrics: dict[str, Any] = {"parity": parity, "speed": []}
+    if settings.rounds:
+        shape = size or SPEED_SIZE
+        rows = measure.speed(model, made.models, photos[0], size=shape, rounds=settings.rounds)
+        about = {"size": f"{shape[0]}×{shape[1]}", "rounds": settings.rounds}
+        metrics["speed"] = [{**row, **about} for row in rows]
+    if made.quantised:
+        metrics["int8"] = _int8(made.quantised, metrics["speed"])
+    if settings.data:
+        metrics["average_precision"] = measure.average_precision(detectors, settings.data)
+    return metrics
+
+
+def _int8(quantised: Quantised, speed: list[dict[str, Any]]) -> dict[str, Any]:
+    """Which layers, and the time as a share of the float end-to-end form's."""
+    times = {row["network"]: row["median"] for row in speed if row["what"] == "picture to faces"}
+    known = "int8" in times and "end_to_end" in times
+    return {
+        "layers": len(quantised.layers),
+        "left": len(quantised.left),
+        "score_error": quantised.score_error,
+        "ratio": times["int8"] / times["end_to_end"] if known else float("nan"),
+    }
+
+
+def _facts(model: nn.Module, weights: str | os.PathLike, settings: Settings) -> dict[str, Any]:
+    """What the README says first."""
+    used = versions()
+    packages = ("featherface", "torch", "onnxruntime", "python")
+    return {
+        "network": f"{type(model).__name__}, {sum(p.numel() for p in model.parameters()):,} "
+        "parameters",
+        "weights": f"`{Path(weights).name}`, SHA-256 `{sha256(weights)[:16]}…`",
+        "ONNX": f"opset {settings.opset}, image size "
+        + (f"{settings.size[0]}×{settings.size[1]}" if settings.size else "any"),
+        "made with": ", ".join(f"{name} {used[name]}" for name in packages if name in used)
+        + f", commit {commit() or 'unknown'}",
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
+    }
+
+
+def _processor() -> str:
+    """The processor's name where the system says it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+def _write(
+    made: Exported,
+    content: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    paths: Mapping[str, Path],
+    out: Path,
+    evaluations: list[Any],
+) -> None:
+    """The package, the ONNX files and the README, each atomically."""
+    package_path = out / f"featherface_{content['architecture']}_deployment.pth"
+    write_package(package_path, content)
+    listed = [(package_path, "package")]
+    for kind, path in paths.items():
+        with atomic_path(out / path.name) as temporary:
+            temporary.write_bytes(path.read_bytes())
+        listed.append((out / path.name, kind))
+    files = [
+        {"name": path.name, "bytes": path.stat().st_size, "holds": HOLDS[kind]}
+        for path, kind in listed
+    ]
+    text = readme(
+        title=f"FeatherFace {content['architecture'].upper()}, deployment files",
+        files=files,
+        facts=facts,
+        metrics=made.metrics,
+        evaluations=evaluations,
+    )
+    write_text(out / "README.md", text)
+    made.files = [path for path, _ in listed] + [out / "README.md"]
