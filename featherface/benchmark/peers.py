@@ -1,0 +1,177 @@
+"""Other face detectors, given as ONNX files, with the interface of Detector.
+
+What a file is shows in its outputs. RetinaFace's kind (arXiv 1905.00641) gives deltas and scores of
+all anchors; SCRFD (arXiv 2105.04714) distances to the four sides, a level each; YuNet (Machine
+Intelligence Research 2023) classes, objectness and boxes, a level each. Any other file can be timed
+but not detect. Files are only read, never part of this project.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from featherface.config import ANCHOR_SIZES, DISPLAY_SCORE, MEAN_BGR, NMS_IOU, STRIDES, VARIANCES
+from featherface.errors import CheckpointError
+from featherface.images import ImageSource, padded_size, read_image
+from featherface.onnx_detector import open_session, suppress
+from featherface.structures import Detections
+
+Outputs = Sequence[np.ndarray]
+Size = tuple[int, int]  # height, width
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a kind of detector wants its pixels: (x − mean) / scale, BGR or RGB."""
+
+    name: str
+    mean: tuple[float, ...]
+    scale: float
+    rgb: bool
+
+
+RETINAFACE = Kind("retinaface", MEAN_BGR, 1.0, False)
+SCRFD = Kind("scrfd", (127.5,) * 3, 128.0, True)
+YUNET = Kind("yunet", (0.0,) * 3, 1.0, False)
+UNKNOWN = Kind("unknown", (0.0,) * 3, 1.0, False)
+
+
+class OnnxPeer:
+    """One file. A model of one size sees the picture shrunk to fit and padded on the right and
+    below; a dynamic one sees it as it is, padded to multiples of 32."""
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        threads: int = 1,
+        score_threshold: float = DISPLAY_SCORE,
+        iou_threshold: float = NMS_IOU,
+    ) -> None:
+        self.path = Path(path)
+        self.session = open_session(path, threads=threads)
+        self.score_threshold, self.iou_threshold = score_threshold, iou_threshold
+        image = self.session.get_inputs()[0]
+        if len(image.shape) != 4:
+            raise CheckpointError(f"{self.path}: its input {image.shape} is not (1, 3, H, W)")
+        self.input = image.name
+        fixed = all(isinstance(side, int) for side in image.shape[2:])
+        self.size: Size | None = (image.shape[2], image.shape[3]) if fixed else None
+        self.kind = _kind([output.shape for output in self.session.get_outputs()])
+        self.device = "cpu"
+
+    def forward(self, image: np.ndarray) -> Outputs:
+        """(1, 3, H, W) float32 → the model's outputs."""
+        return self.session.run(None, {self.input: image})
+
+    def detect(self, image: ImageSource, *, bgr: bool = False) -> Detections:
+        """Faces of one image, without landmarks (zeros). CheckpointError for an unknown kind."""
+        if self.kind is UNKNOWN:
+            raise CheckpointError(f"{self.path}: of no kind that is known here; it can be timed")
+        picture = read_image(image, bgr=bgr)
+        tensor, scale = self.prepare(picture)
+        boxes, scores = _DECODE[self.kind.name](
+            self.forward(tensor), tensor.shape[2:], self.score_threshold
+        )
+        kept = suppress(
+            boxes, scores, score_threshold=self.score_threshold, iou_threshold=self.iou_threshold
+        )
+        limits = np.tile(picture.shape[1::-1], 2)
+        faces = (boxes[kept] / scale).clip(0, limits).astype(np.float32)
+        return Detections(faces, scores[kept], np.zeros((len(kept), 5, 2), np.float32))
+
+    def detect_batch(self, images: Iterable[ImageSource], *, bgr: bool = False) -> list[Detections]:
+        """Faces of each image, in order."""
+        return [self.detect(image, bgr=bgr) for image in images]
+
+    def prepare(self, picture: np.ndarray) -> tuple[np.ndarray, float]:
+        """(H, W, 3) uint8 RGB → (1, 3, height, width) float32, and what the picture was scaled
+        by."""
+        height, width = self.size or padded_size(*picture.shape[:2])
+        scale = min(1.0, height / picture.shape[0], width / picture.shape[1])
+        if scale < 1:
+            size = tuple(max(1, int(scale * side)) for side in picture.shape[1::-1])
+            picture = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        tensor = np.zeros((1, 3, height, width), np.float32)
+        rows, columns = picture.shape[:2]
+        for channel, mean in enumerate(self.kind.mean):
+            plane = picture[..., channel if self.kind.rgb else 2 - channel]
+            np.subtract(plane, mean, out=tensor[0, channel, :rows, :columns])
+        return np.divide(tensor, self.kind.scale, out=tensor), scale
+
+
+def _kind(shapes: Sequence[Sequence[Any]]) -> Kind:
+    """By the number of outputs and their last axes."""
+    last = [shape[-1] for shape in shapes]
+    if last[:2] == [4, 2]:
+        return RETINAFACE
+    if len(last) in (6, 9) and last[:6] == [1] * 3 + [4] * 3:
+        return SCRFD
+    if len(last) == 12 and last[:9] == [1] * 6 + [4] * 3:
+        return YUNET
+    return UNKNOWN
+
+
+def _cells(size: Size, stride: int) -> np.ndarray:
+    """(N, 2): column and row of every cell of a level, row by row."""
+    rows, columns = (-(-side // stride) for side in size)
+    y, x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+    return np.stack((x, y), axis=-1).reshape(-1, 2).astype(np.float32)
+
+
+def _retinaface(outputs: Outputs, size: Size, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (K, 4) and scores (K,) over the threshold, of deltas (1, A, 4), scores (1, A, 2)."""
+    anchors = np.concatenate(
+        [
+            np.concatenate(
+                (
+                    np.repeat((_cells(size, stride) + 0.5) * stride, 2, axis=0),
+                    np.tile(np.array(sides, np.float32), len(_cells(size, stride)))[:, None],
+                ),
+                axis=1,
+            )
+            for stride, sides in zip(STRIDES, ANCHOR_SIZES, strict=True)
+        ]
+    )
+    scores = outputs[1][0, :, 1]
+    chosen = np.flatnonzero(scores > threshold)
+    deltas, places = outputs[0][0, chosen], anchors[chosen]
+    centre = places[:, :2] + deltas[:, :2] * VARIANCES[0] * places[:, 2:]
+    half = np.exp(deltas[:, 2:] * VARIANCES[1]) * places[:, 2:] / 2
+    return np.concatenate((centre - half, centre + half), axis=1), scores[chosen]
+
+
+def _scrfd(outputs: Outputs, size: Size, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of scores (1, N, 1) a level, then distances (1, N, 4); two anchors a cell."""
+    boxes, scores = [], []
+    for level, stride in enumerate(STRIDES):
+        score = outputs[level].reshape(-1)
+        chosen = np.flatnonzero(score > threshold)
+        sides = outputs[3 + level].reshape(-1, 4)[chosen] * stride
+        place = _cells(size, stride)[chosen // 2] * stride
+        boxes.append(np.concatenate((place - sides[:, :2], place + sides[:, 2:]), axis=1))
+        scores.append(score[chosen])
+    return np.concatenate(boxes), np.concatenate(scores)
+
+
+def _yunet(outputs: Outputs, size: Size, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Of classes (1, N, 1) a level, then objectness, then centre and ln size (1, N, 4)."""
+    boxes, scores = [], []
+    for level, stride in enumerate(STRIDES):
+        both = outputs[level].reshape(-1).clip(0, 1) * outputs[3 + level].reshape(-1).clip(0, 1)
+        score = np.sqrt(both)
+        chosen = np.flatnonzero(score > threshold)
+        values = outputs[6 + level].reshape(-1, 4)[chosen]
+        centre = (_cells(size, stride)[chosen] + values[:, :2]) * stride
+        half = np.exp(values[:, 2:]) * stride / 2
+        boxes.append(np.concatenate((centre - half, centre + half), axis=1))
+        scores.append(score[chosen])
+    return np.concatenate(boxes), np.concatenate(scores)
+
+
+_DECODE = {"retinaface": _retinaface, "scrfd": _scrfd, "yunet": _yunet}

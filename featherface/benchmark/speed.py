@@ -1,0 +1,250 @@
+"""V1, V2 and other detectors against each other: time, work and size, measured in turn.
+
+A forward is the network alone on prepared pixels (V1 and V2 decode all anchors in it); end-to-end
+goes from a picture in memory to its faces. On one thread the clock is that thread's CPU time, which
+other work on the machine disturbs least; on more it is the wall's. ONNX Runtime's threads do not
+spin: on two cores that makes times jump between two values.
+"""
+
+import io
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import pandas as pd
+import torch
+from PIL import Image
+from torch import nn
+
+from featherface.benchmark.costs import file_costs, network_costs
+from featherface.benchmark.pairs import Times, alternate, ratio
+from featherface.benchmark.peers import UNKNOWN, OnnxPeer
+from featherface.data.demo_scene import make_photo
+from featherface.detector import Detector
+from featherface.errors import ConfigError
+from featherface.evaluation.run import detect_photos
+from featherface.evaluation.sets import EvaluationSet, find_evaluation_set
+from featherface.export.graph import Size, build
+from featherface.images import network_input, read_image
+from featherface.onnx_detector import OnnxDetector, open_session
+
+SIZES = ((320, 320), (480, 640), (640, 640), (720, 1280))  # height, width
+ENGINES = ("eager", "compile", "onnx")
+COMPILE_SIZE = (640, 640)  # torch.compile takes minutes a size on a CPU
+_GROUP = {"seed": 0, "split": 0, "index": 1, "size": 640}  # a drawn group
+Call = Callable[[], object]
+
+
+@dataclass
+class Candidate:
+    """A detector in an engine, and how to time it at a size."""
+
+    name: str
+    engine: str
+    forward: Callable[[Size, int], Call | None]  # size, threads → a forward; None: not at this size
+    complete: Callable[[Size, int], Call | None]
+    costs: dict[str, int]
+    evaluated: Any = None  # a detector to measure AP of
+
+
+def speed(
+    networks: dict[str, nn.Module],
+    *,
+    peers: Sequence[str | Path] = (),
+    sizes: Sequence[Size] = SIZES,
+    threads: Sequence[int] = (1, 2),
+    engines: Sequence[str] = ENGINES,
+    rounds: int = 15,
+    data: str | Path = "",
+) -> pd.DataFrame:
+    """A row a detector, engine, size, number of threads and kind of time.
+
+    networks: {"V1": …, "V2": …}, trained, in eval mode. peers: ONNX files of other detectors. data:
+    a data folder whose val split AP is measured on (long side 640), once a detector.
+    Columns: detector, engine, what (forward, end-to-end), height, width, threads, clock, median,
+    low, high (quartiles, ms), ratio_to_v1 (median over the rounds of the time by that of V1 in ONNX
+    Runtime, or in eager mode without), parameters, macs (640×640), bytes, ap_… (percent, exact).
+    """
+    unknown = set(engines) - set(ENGINES)
+    if unknown or not engines:
+        raise ConfigError(f"engines must be some of {', '.join(ENGINES)}; got {list(engines)}")
+    with tempfile.TemporaryDirectory() as folder, _restored_threads():
+        candidates = _candidates(networks, engines, Path(folder))
+        candidates += [_peer(Path(path)) for path in peers]
+        found = find_evaluation_set(data, "val") if data else None
+        precision = {c.name: _ap(c, found) for c in candidates if found and c.evaluated}
+        rows: list[dict[str, Any]] = []
+        for count in threads:
+            torch.set_num_threads(count)
+            cv2.setNumThreads(count)
+            for size in sizes:
+                for what in ("forward", "end-to-end"):
+                    times = _times(candidates, what, size, count, rounds)
+                    rows += _rows(candidates, times, what, size, count)
+    for row in rows:
+        row |= precision.get(str(row["detector"]), {})
+    return pd.DataFrame(rows)
+
+
+@contextmanager
+def _restored_threads() -> Iterator[None]:
+    """Whatever is set inside, torch and OpenCV have their numbers of threads afterwards."""
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
+
+
+def _times(
+    candidates: Sequence[Candidate], what: str, size: Size, threads: int, rounds: int
+) -> Times:
+    """{"name|engine": seconds of every round}; candidates that do not run at this size are left
+    out."""
+    calls: dict[str, Call] = {}
+    for candidate in candidates:
+        make = candidate.forward if what == "forward" else candidate.complete
+        call = make(size, threads)
+        if call:
+            calls[f"{candidate.name}|{candidate.engine}"] = call
+    with torch.inference_mode():
+        return alternate(calls, rounds=rounds, cpu_time=threads == 1)
+
+
+def _rows(
+    candidates: Sequence[Candidate], times: Times, what: str, size: Size, threads: int
+) -> list[dict[str, Any]]:
+    rows = []
+    reference = next((key for key in ("V1|onnx", "V1|eager") if key in times), None)
+    for candidate in candidates:
+        key = f"{candidate.name}|{candidate.engine}"
+        if key not in times:
+            continue
+        low, median, high = 1000 * np.quantile(times[key], (0.25, 0.5, 0.75))
+        place = {"what": what, "height": size[0], "width": size[1], "threads": threads}
+        clock = {"clock": "cpu" if threads == 1 else "wall", "rounds": len(times[key])}
+        figures = {"median": median, "low": low, "high": high}
+        against = ratio(times, key, reference) if reference else float("nan")
+        name = {"detector": candidate.name, "engine": candidate.engine}
+        rows.append(name | place | clock | figures | {"ratio_to_v1": against} | candidate.costs)
+    return rows
+
+
+@lru_cache(maxsize=1)
+def _group() -> np.ndarray:
+    with Image.open(io.BytesIO(make_photo(**_GROUP).jpeg)) as drawn:
+        return read_image(drawn)
+
+
+def picture(size: Size) -> np.ndarray:
+    """A drawn group, BGR uint8 (height, width, 3)."""
+    shown = cv2.resize(_group(), (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    return cv2.cvtColor(shown, cv2.COLOR_RGB2BGR)
+
+
+def _candidates(
+    networks: dict[str, nn.Module], engines: Sequence[str], folder: Path
+) -> list[Candidate]:
+    found = []
+    for name, network in networks.items():
+        costs = network_costs(network, 640, 640)
+        if "eager" in engines:
+            found.append(_eager(name, network, costs))
+        if "compile" in engines:
+            found.append(_compiled(name, network, costs))
+        if "onnx" in engines:
+            found.append(_exported(name, network, costs, folder))
+    return found
+
+
+def _eager(name: str, network: nn.Module, costs: dict[str, int]) -> Candidate:
+    detector = Detector(network, device="cpu")
+
+    def forward(size: Size, threads: int) -> Call:
+        image = torch.from_numpy(network_input([picture(size)[..., ::-1]], *size))
+        return lambda: network(image)
+
+    def complete(size: Size, threads: int) -> Call:
+        pixels = picture(size)
+        return lambda: detector.detect(pixels, bgr=True)
+
+    return Candidate(name, "eager", forward, complete, costs)
+
+
+def _compiled(name: str, network: nn.Module, costs: dict[str, int]) -> Candidate:
+    """torch.compile at COMPILE_SIZE; nothing where this machine has no compiler for it."""
+
+    def forward(size: Size, threads: int) -> Call | None:
+        if size != COMPILE_SIZE:
+            return None
+        torch.compiler.reset()
+        compiled = torch.compile(network)
+        image = torch.from_numpy(network_input([picture(size)[..., ::-1]], *size))
+        try:
+            with torch.inference_mode():
+                compiled(image)
+        except Exception:  # the compiler's errors have no common class
+            return None
+        return lambda: compiled(image)
+
+    return Candidate(name, "compile", forward, lambda size, threads: None, costs)
+
+
+def _exported(name: str, network: nn.Module, costs: dict[str, int], folder: Path) -> Candidate:
+    """Both forms for any size; a session fixes the size where it is timed."""
+    paths = {form: folder / f"{name}_{form}.onnx" for form in ("raw", "end_to_end")}
+    for form, path in paths.items():
+        onnx.save(build(network, form=form), path)
+
+    def forward(size: Size, threads: int) -> Call:
+        sides = {"batch": 1, "height": size[0], "width": size[1]}
+        session = open_session(paths["raw"], threads=threads, sides=sides)
+        image = network_input([picture(size)[..., ::-1]], *size)
+        return lambda: session.run(None, {"image": image})
+
+    def complete(size: Size, threads: int) -> Call:
+        detector, pixels = OnnxDetector(paths["end_to_end"], "cpu", threads=threads), picture(size)
+        return lambda: detector.detect(pixels, bgr=True)
+
+    own = {**costs, "bytes": paths["end_to_end"].stat().st_size}
+    detector = OnnxDetector(paths["end_to_end"], "cpu", threads=1)
+    return Candidate(name, "onnx", forward, complete, own, detector)
+
+
+def _peer(path: Path) -> Candidate:
+    """Another detector's file; one of a fixed size is timed at that size only."""
+    first = OnnxPeer(path)
+
+    def forward(size: Size, threads: int) -> Call | None:
+        if first.size not in (None, size):
+            return None
+        peer = OnnxPeer(path, threads=threads)
+        image, _ = peer.prepare(picture(size)[..., ::-1])
+        return lambda: peer.forward(image)
+
+    def complete(size: Size, threads: int) -> Call | None:
+        if first.size not in (None, size) or first.kind is UNKNOWN:
+            return None
+        peer, pixels = OnnxPeer(path, threads=threads), picture(size)
+        return lambda: peer.detect(pixels, bgr=True)
+
+    evaluated = None if first.kind is UNKNOWN else first
+    return Candidate(path.stem, "onnx", forward, complete, file_costs(path), evaluated)
+
+
+def _ap(candidate: Candidate, found: EvaluationSet) -> dict[str, float]:
+    """Exact AP in percent by setting, photos at long side 640."""
+    candidate.evaluated.score_threshold = 0.02
+    faces = detect_photos(
+        candidate.evaluated, found.photos, protocol="vga", progress=False, label=candidate.name
+    )
+    curves = found.evaluate(faces).curves
+    return {f"ap_{setting}": 100 * curve.ap_exact for setting, curve in curves.items()}
