@@ -15,13 +15,12 @@ from featherface.notebook.faces import (
 from featherface.notebook.guide import show_troubles, show_tuning
 from featherface.notebook.measure import (
     compare_detections,
-    compare_speed,
     evaluate,
     show_calibration,
-    write_comparison,
 )
 from featherface.notebook.networks import show_networks
 from featherface.notebook.package import check_export, export
+from featherface.notebook.performance import compare_speed, write_comparison
 from featherface.notebook.record import show_record
 from featherface.notebook.sessions import Session, open_session, session
 from featherface.notebook.setup import (

@@ -102,6 +102,13 @@ def show_table(
     _show({"text/html": f'{style}<div class="ff">{shown}</div>', "text/plain": plain})
 
 
+def show_text(text: str, caption: str) -> None:
+    """A text as it is written, hidden under its caption until that is clicked."""
+    shown = f'<pre style="white-space:pre-wrap;font-size:90%">{html.escape(text)}</pre>'
+    shown = f"<details><summary>{html.escape(caption)}</summary>{shown}</details>"
+    _show({"text/html": shown, "text/plain": f"{caption}\n{text}"})
+
+
 def _cell(value: Any, digits: int) -> str:
     """A value as text; an empty one where there is none."""
     if value is None or (isinstance(value, float) and np.isnan(value)):
@@ -134,7 +141,7 @@ class Live:
             self._line.update(bundle, **options)
 
     def figure(self, figure: Figure) -> None:
-        image = _image(png(figure))
+        image = _image(png(figure), figure, "progress")
         if self._figure is None:
             self._figure = display(image, display_id=True)
         else:
@@ -144,7 +151,7 @@ class Live:
 def show_figure(figure: Figure, path: Path) -> None:
     """The figure here, and as a PNG file."""
     save_figure(figure, path, dpi=100)
-    display(_image(png(figure)))
+    display(_image(png(figure), figure, path.stem))
 
 
 def show_pictures(
@@ -154,11 +161,14 @@ def show_pictures(
     figure = plot_pictures(pictures, columns=columns)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(png(figure, most=3 * MOST_BYTES))
-    display(_image(_jpeg(figure)))
+    display(_image(_jpeg(figure), figure, path.stem))
 
 
-def _image(content: bytes) -> Image:
-    return Image(data=content)
+def _image(content: bytes, figure: Figure, name: str) -> Image:
+    """With a description for readers who do not see it: what its panels are called."""
+    titles = [ax.get_title() or ax.get_ylabel() for ax in figure.axes]
+    panels = ", ".join(dict.fromkeys(title for title in titles if title))
+    return Image(data=content, alt=": ".join(filter(None, (name.replace("_", " "), panels))))
 
 
 def png(figure: Figure, *, most: int = MOST_BYTES) -> bytes:

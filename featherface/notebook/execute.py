@@ -1,5 +1,6 @@
 """Run the notebook without a browser: progress in the terminal, a notebook and a page as result."""
 
+import html
 import os
 import sys
 import time
@@ -23,6 +24,7 @@ from featherface.notebook.display import PROBLEM, STATUS
 from featherface.notebook.sessions import CHECKOUT
 
 NOTEBOOK = CHECKOUT / "notebooks/03_train_evaluate_featherface_v2.ipynb"
+NO_ALT = 'alt="No description has been provided for this image"'  # what nbconvert writes
 STATUS_EVERY = 10.0  # seconds between progress lines of a training run
 
 
@@ -117,6 +119,7 @@ def run_notebook(
     notebook = nbformat.read(source, as_version=4)
     inject(notebook, parameters)
     os.environ.update({"FEATHERFACE_HEADLESS": "1", **(environment or {})})
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a training process shares the cores
     where = {"metadata": {"path": str(source.parent)}}
     client = LiveClient(notebook, kernel_manager_class=Kernel, timeout=None, resources=where)
     client.terminal = terminal = Terminal(notebook)
@@ -166,4 +169,20 @@ def to_html(notebook: NotebookNode, *, title: str) -> str:
     exporter.mathjax_url = exporter.require_js_url = exporter.jquery_url = ""
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title}})
     style = "<style>.jp-OutputArea-output{padding-left:12px}</style>"  # in line with the text
-    return body.replace("</head>", f"{style}</head>", 1)
+    return _described(body.replace("</head>", f"{style}</head>", 1), notebook)
+
+
+def _described(page: str, notebook: NotebookNode) -> str:
+    """Give the images their own descriptions: nbconvert's template leaves them out."""
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    texts = [
+        output.metadata.get(kind, {}).get("alt", "figure")
+        for output in outputs
+        for kind in ("image/png", "image/jpeg")
+        if kind in output.get("data", {})
+    ]
+    parts = page.split(NO_ALT)
+    if len(parts) != len(texts) + 1:
+        return page
+    described = [f'alt="{html.escape(text)}"' for text in texts]
+    return "".join(part + text for part, text in zip(parts, [*described, ""], strict=True))

@@ -90,9 +90,32 @@ def show_tuning(current: Session) -> None:
     runs = read_table(ABLATIONS)
     if runs.empty:
         raise DataError(f"{ABLATIONS}: holds no run yet; python scripts/ablate.py adds some")
-    frame = summarise(runs).reset_index()
-    show_table(
-        frame, "AP (%) on held-out photographs, best first; spread: half the range", digits=2
-    )
-    note("A difference under the spread says nothing. Runs are short: trust signs, not sizes.")
+    frame = summarise(runs)
+    note(verdict(frame))
     show_figure(plot_ablation(runs), current.results / "ablations.png")
+    named = frame.reset_index().rename(columns=lambda name: name.replace("_", " "))
+    show_table(named, "AP (%) and landmark distance (face sizes), click", fold=True, digits=2)
+
+
+def verdict(frame: pd.DataFrame) -> str:
+    """Which changes of `base` helped and which hurt, by more than the seeds of both scatter.
+
+    frame: `featherface.training.ablation.summarise`'s.
+    """
+    if "base" not in frame.index:
+        return "The table holds no run of `base` to compare with."
+    others = frame.drop(index="base").dropna(subset=["difference"])
+    spread = others["spread"] + frame.loc["base", "spread"]
+    helped = others[others["difference"] > spread]
+    hurt = others[others["difference"] < -spread].iloc[::-1]
+    seeds = int(frame.loc["base", "seeds"])
+    parts = [f"Against `base`, AP points: helped: {_listed(helped)}", f"hurt: {_listed(hurt)}"]
+    rest = len(others) - len(helped) - len(hurt)
+    parts.append(f"the other {rest} changes are within the spread of the seeds ({seeds} of base)")
+    doubt = "trust signs, not sizes" if seeds > 1 else "and of one seed: a point may be chance"
+    return "; ".join(parts) + f". These runs are short: {doubt}."
+
+
+def _listed(part: pd.DataFrame) -> str:
+    named = [f"{name} ({row['difference']:+.1f})" for name, row in part.iterrows()]
+    return ", ".join(named) or "nothing"

@@ -1,13 +1,8 @@
-"""Sections 7 and 9: average precision, speed, agreement and calibration of V1 and V2."""
+"""Sections 7 and 9: average precision, agreement and calibration of V1 and V2."""
 
-import time
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
-from torch import nn
 
 from featherface.config import DISPLAY_SCORE, EVALUATION_SCORE
 from featherface.errors import ConfigError, DataError
@@ -17,31 +12,20 @@ from featherface.evaluation.boxes import precision_recall_boxes
 from featherface.evaluation.calibration import setting_of_most_faces, summarise
 from featherface.evaluation.run import detect_photos
 from featherface.evaluation.sets import EvaluationSet, find_evaluation_set
-from featherface.files import write_text
-from featherface.models.v1 import FeatherFaceV1
-from featherface.models.v2 import FeatherFaceV2
 from featherface.notebook.display import explained, note, show_figure, show_table
 from featherface.notebook.faces import detectors
-from featherface.notebook.networks import network_table
 from featherface.notebook.published import published_curves
 from featherface.notebook.sessions import Session, make_drawn_set
 from featherface.plots import (
     plot_consistency,
     plot_precision_recall,
     plot_reliabilities,
-    plot_speed,
 )
 
 SMALLEST = 16.0  # pixels: the smallest anchor; drawn faces below it are not asked for
 QUICK_PHOTOS = 160  # real ones to measure on in quick mode
-AGREEMENT = {  # figures of the comparison that go into the table, with their units
-    "agreement": ("faces that both find", "share of all"),
-    "score_correlation": ("correlation of their scores", ""),
-    "iou_median": ("IoU of their boxes, median", ""),
-    "landmark_distance_median": ("distance of their landmarks, median", "face sizes"),
-}
+AGREEMENT = ("agreement", "score_correlation", "iou_median", "landmark_distance_median")
 WANTED_AP = 0.5  # of a quick run, faces of SMALLEST and more
-SIZES = ((320, 320), (640, 480), (640, 640))  # width, height
 
 
 @explained("the evaluation")
@@ -68,7 +52,7 @@ def _judge(current: Session, results: dict[str, Evaluation]) -> None:
     """Whether a quick run has learned what it can, and what to do if not."""
     if current.mode != "quick" or "V2, this run" not in results:
         return
-    ap = _ap_above(current, "V2, this run")
+    ap = ap_above(current, "V2, this run")
     faces = f"faces of {SMALLEST:.0f} px and more: AP {ap:.2f}"
     if ap >= WANTED_AP:
         note(f"V2 of this run, all {faces}, after {current.config.epochs} epochs.")
@@ -80,7 +64,7 @@ def _judge(current: Session, results: dict[str, Evaluation]) -> None:
     )
 
 
-def _ap_above(current: Session, name: str, smallest: float = SMALLEST) -> float:
+def ap_above(current: Session, name: str, smallest: float = SMALLEST) -> float:
     """Exact AP of all faces of at least `smallest` pixels (square root of the box area)."""
     assert current.evaluated is not None
     faces = {photo.name: photo.with_ignored() for photo in current.evaluated.photos}
@@ -97,7 +81,7 @@ def ap_table(current: Session, results: dict[str, Evaluation]) -> pd.DataFrame:
     """A row a detector, a column a setting with its number of faces, in percent."""
     rows = []
     for name, result in results.items():
-        above = {f"all from {SMALLEST:.0f} px": 100 * _ap_above(current, name)}
+        above = {f"all from {SMALLEST:.0f} px": 100 * ap_above(current, name)}
         columns = {f"{s} ({c.faces:,} faces)": 100 * c.ap_exact for s, c in result.curves.items()}
         rows.append({"detector": name, **columns, **above})
     return pd.DataFrame(rows)
@@ -142,55 +126,6 @@ def _pair(current: Session) -> tuple[str, str]:
     return "V1", others[0]
 
 
-@explained("the speed of V1 and V2")
-def compare_speed(
-    current: Session, *, sizes: Sequence[tuple[int, int]] = SIZES, rounds: int = 7
-) -> None:
-    """Forward time of both networks, in turn, on one thread and the same input."""
-    frame = forward_times(sizes=sizes, rounds=rounds)
-    show_table(frame, "milliseconds a forward, PyTorch on one CPU thread", digits=1)
-    pairs = frame.pivot(index="size", columns="network", values="median")
-    ratios = (pairs["V2"] / pairs["V1"]).reindex(dict.fromkeys(frame["size"]))
-    note("V2 takes " + ", ".join(f"{r:.2f}× at {s}" for s, r in ratios.items()) + " of V1's time.")
-    show_figure(plot_speed(frame), current.results / "speed.png")
-    for size, row in pairs.iterrows():
-        _add(current, "forward, PyTorch, one CPU thread", str(size), "ms", row["V1"], row["V2"])
-
-
-def forward_times(*, sizes: Sequence[tuple[int, int]], rounds: int) -> pd.DataFrame:
-    """A row a size and network: median, min, max of `rounds` forwards in ms; one more warms up.
-
-    Weights do not change the time, so fresh networks run; V1 and V2 alternate.
-    """
-    networks: dict[str, nn.Module] = {"V1": FeatherFaceV1().eval(), "V2": FeatherFaceV2().eval()}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    rows = []
-    try:
-        for width, height in sizes:
-            times = _alternate(networks, torch.zeros(1, 3, height, width), rounds)
-            for name, values in times.items():
-                spread = {"median": np.median(values), "min": min(values), "max": max(values)}
-                rows.append({"size": f"{width}×{height}", "network": name, **spread})
-    finally:
-        torch.set_num_threads(threads)
-    return pd.DataFrame(rows)
-
-
-def _alternate(
-    networks: dict[str, nn.Module], image: torch.Tensor, rounds: int
-) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in networks}
-    with torch.inference_mode():
-        for number in range(rounds + 1):
-            for name, network in networks.items():
-                started = time.perf_counter()
-                network(image)
-                if number:
-                    times[name].append(1000 * (time.perf_counter() - started))
-    return times
-
-
 @explained("the agreement of V1 and V2")
 def compare_detections(current: Session) -> None:
     """Do both find the same faces, with the same scores? By photograph and by size."""
@@ -207,8 +142,7 @@ def compare_detections(current: Session) -> None:
     )
     rows = [{"measure": name, "value": value} for name, value in summary.items()]
     show_table(pd.DataFrame(rows), f"all figures of the comparison ({len(rows)})", fold=True)
-    for name, (measure, unit) in AGREEMENT.items():
-        _add(current, measure, title, unit, None, summary[name])
+    current.add(second, {f"{name}_with_v1": summary[name] for name in AGREEMENT})
 
 
 @explained("the calibration of V1 and V2")
@@ -221,7 +155,9 @@ def show_calibration(current: Session) -> None:
         if not said["detections"]:
             continue
         diagrams[name] = reliability(result.curves[setting_of_most_faces(result)])
-        row: dict[str, Any] = {"detector": name, "error": said["expected_calibration_error"]}
+        error = said["expected_calibration_error"]
+        current.add(name, {"calibration_error": error})
+        row: dict[str, Any] = {"detector": name, "error": error}
         for precision, point in said["thresholds"].items():
             row[f"score for precision {precision}"] = point["threshold"] if point else None
             row[f"recall there ({precision})"] = point["recall"] if point else None
@@ -230,52 +166,3 @@ def show_calibration(current: Session) -> None:
         raise DataError("no detector found anything, so there is nothing to calibrate")
     show_table(pd.DataFrame(rows), "expected calibration error, and the score to ask for")
     show_figure(plot_reliabilities(diagrams), current.results / "calibration.png")
-
-
-@explained("performance_comparison.csv")
-def write_comparison(current: Session) -> None:
-    """Everything measured in this notebook in one table, as a file too."""
-    rows = [*_costs(), *_precisions(current), *current.compared]
-    frame = pd.DataFrame(rows).drop_duplicates(["measure", "condition"], keep="last")
-    path = current.results / "performance_comparison.csv"
-    write_text(path, frame.to_csv(index=False, lineterminator="\n", float_format="%.6g"))
-    show_table(frame, f"{path}", digits=4)
-
-
-def _add(
-    current: Session, measure: str, condition: str, unit: str, v1: float | None, v2: float | None
-) -> None:
-    current.compared.append(_row(measure, condition, unit, v1, v2))
-
-
-def _row(
-    measure: str, condition: str, unit: str, v1: float | None, v2: float | None
-) -> dict[str, Any]:
-    ratio = v2 / v1 if v1 and v2 is not None else None
-    return {"measure": measure, "condition": condition, "unit": unit, "V1": v1, "V2": v2,
-            "V2 / V1": ratio}  # fmt: skip
-
-
-def _costs() -> list[dict[str, Any]]:
-    total = network_table().sum(numeric_only=True)
-    return [
-        _row("parameters", "", "", total["v1_parameters"], total["v2_parameters"]),
-        _row("multiply-accumulates", "640×640", "", total["v1_macs"], total["v2_macs"]),
-    ]
-
-
-def _precisions(current: Session) -> list[dict[str, Any]]:
-    """AP of V1 beside that of each V2; only what section 7 measured."""
-    found = current.evaluated
-    if found is None:
-        return []
-    rows = []
-    teacher = current.measured.get("V1")
-    for name, result in current.measured.items():
-        if name == "V1":
-            continue
-        for setting, curve in result.curves.items():
-            condition = f"{name}; {setting}; {found.description}; {current.protocol_text}"
-            v1 = teacher.curves[setting].ap_exact if teacher else None
-            rows.append(_row("AP (exact)", condition, "0..1", v1, curve.ap_exact))
-    return rows

@@ -9,40 +9,40 @@ import pandas as pd
 from featherface.detector import Detector
 from featherface.errors import ConfigError, DataError, FeatherFaceError
 from featherface.evaluation import compare
-from featherface.notebook.display import explained, note, show_table
+from featherface.notebook.display import explained, note, show_table, show_text
 from featherface.notebook.faces import sample_folder
 from featherface.notebook.sessions import CHECKOUT, Session
 from featherface.structures import Detections
 
 PACKAGE, GRAPH = "featherface_v2_deployment.pth", "featherface_v2_deployment.onnx"
 CONTENTS = {
-    PACKAGE: "weights, settings, pre- and post-processing, read with weights_only=True",
-    GRAPH: "the same network for ONNX Runtime: no PyTorch needed",
+    PACKAGE: "weights, settings, pre- and post-processing, figures; for PyTorch",
+    GRAPH: "a picture in, its faces out, for ONNX Runtime: no PyTorch needed",
     "README.md": "how to use them, with the figures that the export measured",
 }
 
 
 @explained("the export")
 def export(current: Session) -> None:
-    """Run scripts/export.py on the V2 to deploy and list what it wrote."""
+    """Run scripts/export.py on the V2 to deploy, list what it wrote, show its README folded."""
     script = CHECKOUT / "scripts/export.py"
     if not script.is_file():
         raise ConfigError("scripts/export.py is not in this checkout: get a newer one to export")
     command = [sys.executable, str(script), "--weights", str(current.deployed)]
-    command += ["--out", current.results.as_posix()]
+    command += ["--out", current.results.as_posix(), "--form", "end_to_end"]
     result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     if result.returncode:
         said = [line for line in result.stderr.splitlines() if line.strip()] or ["no message"]
         raise ConfigError(f"{said[-1].removeprefix('error: ')} (scripts/export.py)")
     note(f"Exported `{current.deployed}`.")
     rows = [
-        {"file": path.name, "MB": path.stat().st_size / 1e6, "holds": CONTENTS.get(path.name, "")}
-        for path in sorted(current.results.glob("featherface_v2_deployment*"))
+        {"file": name, "MB": (current.results / name).stat().st_size / 1e6, "holds": holds}
+        for name, holds in CONTENTS.items()
+        if (current.results / name).is_file()
     ]
-    readme = current.results / "README.md"
-    rows += [{"file": readme.name, "MB": readme.stat().st_size / 1e6,
-              "holds": CONTENTS["README.md"]}] if readme.is_file() else []  # fmt: skip
     show_table(pd.DataFrame(rows), f"written to {current.results}", digits=3)
+    readme = current.results / "README.md"
+    show_text(readme.read_text(encoding="utf-8"), f"{readme} (click)")
 
 
 @explained("the parity of the exported files")

@@ -71,7 +71,12 @@ class Session:
     evaluated: EvaluationSet | None = None
     found: dict[str, dict[str, Detections]] = field(default_factory=dict)  # by detector and photo
     measured: dict[str, Evaluation] = field(default_factory=dict)
-    compared: list[dict[str, Any]] = field(default_factory=list)  # rows of the comparison
+    times: Any = None  # a table of featherface.benchmark.speed, once measured
+    compared: dict[str, dict[str, float]] = field(default_factory=dict)  # more, by detector
+
+    def add(self, detector: str, figures: Mapping[str, float]) -> None:
+        """Remember figures of a detector for performance_comparison.csv."""
+        self.compared.setdefault(detector, {}).update(figures)
 
     @property
     def results(self) -> Path:

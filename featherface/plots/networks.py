@@ -7,10 +7,18 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from featherface.errors import DataError
-from featherface.plots.style import BLUE, ORANGE, finish
+from featherface.plots.style import BLUE, GREY, ORANGE, RED, SKY, finish
 
 if TYPE_CHECKING:
     import pandas as pd
+
+_BARS = {  # colour and hatch by detector and engine
+    ("V1", "eager"): (ORANGE, "//"),
+    ("V2", "eager"): (BLUE, ""),
+    ("V1", "onnx"): (RED, "\\\\"),
+    ("V2", "onnx"): (SKY, ".."),
+}
+TIMES = {"forward": "forward of the network", "end-to-end": "picture to faces"}
 
 
 def plot_networks(table: "pd.DataFrame") -> Figure:
@@ -40,24 +48,31 @@ def plot_networks(table: "pd.DataFrame") -> Figure:
 
 
 def plot_speed(table: "pd.DataFrame") -> Figure:
-    """V1 and V2, milliseconds a forward by image size: median, smallest and largest of the rounds.
+    """V1 and V2 by engine and image size: median milliseconds, quartiles as whiskers.
 
-    table: columns size, network, median, min, max (ms).
+    table: of `featherface.benchmark.speed` on one number of threads; a panel a kind of time.
     """
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
-    ax = figure.subplots()
-    sizes = list(dict.fromkeys(table["size"]))
-    for shift, (name, part) in zip((-0.2, 0.2), table.groupby("network"), strict=True):
-        place = np.array([sizes.index(size) for size in part["size"]]) + shift
-        spread = [part["median"] - part["min"], part["max"] - part["median"]]
-        colour, hatch = (ORANGE, "//") if name == "V1" else (BLUE, "")
-        bars = ax.bar(place, part["median"], 0.38, yerr=spread, color=colour, hatch=hatch,
-                      capsize=3, label=name)  # fmt: skip
-        ax.bar_label(bars, fmt="%.0f", padding=3, fontsize="small")
-    ax.set_xticks(range(len(sizes)), sizes)
-    ax.margins(y=0.15)
-    ax.legend(frameon=False)
-    finish(ax, "image, width × height (pixels)", "time of a forward (ms)")
+    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
+    kinds = list(dict.fromkeys(table["what"]))
+    for ax, what in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+        part = table[table["what"] == what]
+        places = part["width"].astype(str) + "×" + part["height"].astype(str)
+        sizes = list(dict.fromkeys(places))
+        groups = part.groupby(["detector", "engine"], sort=False)
+        step = 0.8 / len(groups)
+        for index, ((detector, engine), rows) in enumerate(groups):
+            colour, hatch = _BARS.get((detector, engine), (GREY, "xx"))
+            place = [sizes.index(places[row]) + (index + 0.5) * step - 0.4 for row in rows.index]
+            spread = [rows["median"] - rows["low"], rows["high"] - rows["median"]]
+            label = f"{detector}, {'PyTorch' if engine == 'eager' else 'ONNX Runtime'}"
+            bars = ax.bar(place, rows["median"], 0.94 * step, yerr=spread, color=colour,
+                          hatch=hatch, capsize=2, label=label)  # fmt: skip
+            ax.bar_label(bars, fmt="%.0f", padding=3, fontsize="small")
+        ax.set_xticks(range(len(sizes)), sizes)
+        ax.set(title=TIMES.get(what, what))
+        ax.margins(y=0.12)
+        finish(ax, "image, width × height (pixels)", "time on one thread (ms)")
+    ax.legend(frameon=False, fontsize="small", loc="upper left")
     return figure
 
 
