@@ -19,6 +19,7 @@ from featherface.devices import pick_device
 from featherface.drawing import draw
 from featherface.errors import DataError, FeatherFaceError
 from featherface.notebook.display import (
+    Live,
     explained,
     note,
     problem,
@@ -58,10 +59,13 @@ def prepare_data(current: Session) -> None:
     """Render the drawn set where photographs are missing, then verify what there is."""
     if current.mode == "quick" and current.drawn:
         note(
-            f"No photographs in `{REAL_DATA}`, so {sum(current.drawn)} are drawn. For the real "
-            f"ones: `{HOW_TO_GET.removeprefix('get the data with: ')} {REAL_DATA}`."
+            f"No photographs in `{REAL_DATA}`, so some are drawn. For the real ones: "
+            f"`{HOW_TO_GET.removeprefix('get the data with: ')} {REAL_DATA}`."
         )
-    make_drawn_set(current)
+        live, count = Live(), f"{sum(current.drawn):,} photographs"
+        live.line(f"drawing {count} into {current.data}: a minute or two the first time")
+        make_drawn_set(current)
+        live.line(f"drawn: {count} in {current.data}")
     report = verify(current.data, progress=not current.headless)
     if report.splits:
         frame = report.to_dataframe()  # the counts of WIDER FACE say nothing of a drawn set
