@@ -54,7 +54,8 @@ def plot_speed(table: "pd.DataFrame") -> Figure:
     """
     figure = Figure(figsize=(9.2, 3.8), layout="constrained")
     kinds = list(dict.fromkeys(table["what"]))
-    for ax, what in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+    axes = figure.subplots(1, len(kinds), squeeze=False)[0]
+    for ax, what in zip(axes, kinds, strict=True):
         part = table[table["what"] == what]
         places = part["width"].astype(str) + "×" + part["height"].astype(str)
         sizes = list(dict.fromkeys(places))
@@ -72,7 +73,7 @@ def plot_speed(table: "pd.DataFrame") -> Figure:
         ax.set(title=TIMES.get(what, what))
         ax.margins(y=0.12)
         finish(ax, "image, width × height (pixels)", "time on one thread (ms)")
-    ax.legend(frameon=False, fontsize="small", loc="upper left")
+    axes[0].legend(frameon=False, fontsize="small", loc="upper left")
     return figure
 
 
