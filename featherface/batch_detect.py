@@ -22,6 +22,7 @@ from featherface.drawing import draw
 from featherface.errors import ConfigError, DataError
 from featherface.files import atomic_path, write_text
 from featherface.images import read_image
+from featherface.onnx_detector import OnnxDetector
 from featherface.structures import LANDMARK_NAMES, Detections
 
 PHOTO_SUFFIXES = frozenset(
@@ -33,6 +34,17 @@ COLUMNS = (
     *("file", "frame", "score", "x1", "y1", "x2", "y2"),
     *(f"{name}_{axis}" for name in LANDMARK_NAMES for axis in "xy"),
 )
+
+
+AnyDetector = Detector | OnnxDetector
+
+
+def open_detector(
+    weights: str | os.PathLike | None, device: str, *settings: float | int | None
+) -> AnyDetector:
+    """OnnxDetector for an .onnx file, Detector for anything else; settings are theirs, in order."""
+    kind = OnnxDetector if str(weights).lower().endswith(".onnx") else Detector
+    return kind(weights, device, *settings)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,7 @@ class Report:
 
 
 def detect_paths(
-    detector: Detector,
+    detector: AnyDetector,
     paths: Iterable[str | os.PathLike],
     out: str | os.PathLike,
     *,
@@ -137,7 +149,9 @@ def _free_path(folder: Path, source: Source, taken: set[Path]) -> Path:
     return path
 
 
-def _detect_source(detector: Detector, source: Source, target: Path | None, report: Report) -> None:
+def _detect_source(
+    detector: AnyDetector, source: Source, target: Path | None, report: Report
+) -> None:
     if source.is_video:
         _detect_video(detector, source, target, report)
         return
@@ -150,7 +164,9 @@ def _detect_source(detector: Detector, source: Source, target: Path | None, repo
             Image.fromarray(draw(image, faces)).save(temporary, quality=92)
 
 
-def _detect_video(detector: Detector, source: Source, target: Path | None, report: Report) -> None:
+def _detect_video(
+    detector: AnyDetector, source: Source, target: Path | None, report: Report
+) -> None:
     with contextlib.ExitStack() as stack:
         capture = cv2.VideoCapture(str(source.path))
         stack.callback(capture.release)
@@ -230,7 +246,7 @@ def _number(value: float, digits: int = 2) -> float:
     return round(float(value), digits)
 
 
-def _write(report: Report, detector: Detector, folder: Path) -> None:
+def _write(report: Report, detector: AnyDetector, folder: Path) -> None:
     summary = {
         "detector": repr(detector),
         "landmarks": LANDMARK_NAMES,

@@ -12,7 +12,7 @@ from featherface.config import DISPLAY_SCORE, NMS_IOU
 def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("paths", nargs="+", metavar="PHOTO|FOLDER|VIDEO", help="what to look at")
-    parser.add_argument("--weights", help="weights of V1 or V2 (default: the shipped V2)")
+    parser.add_argument("--weights", help="weights of V1 or V2, or their .onnx (default: V2)")
     parser.add_argument("--out", default="results/detections", help="folder for what is found")
     for name, default, text in (
         ("score_threshold", DISPLAY_SCORE, "faces must score more, 0..1"),
@@ -28,10 +28,9 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    from featherface.batch_detect import detect_paths  # torch takes seconds; --help should not
-    from featherface.detector import Detector
+    from featherface.batch_detect import detect_paths, open_detector  # torch takes seconds
 
-    detector = Detector(
+    detector = open_detector(
         args.weights, args.device, args.score_threshold, args.iou_threshold, args.max_side
     )
     print(detector)

@@ -12,6 +12,7 @@ from exported import assert_same_faces, graph, network, scene
 from torchvision.ops import nms
 
 import featherface as ff
+from featherface.batch_detect import detect_paths, open_detector
 from featherface.errors import CheckpointError, ConfigError, DataError
 from featherface.onnx_detector import OnnxDetector, suppress
 
@@ -135,6 +136,15 @@ def test_bad_files(folder, tmp_path):
         with pytest.raises(CheckpointError, match=said) as caught:
             OnnxDetector(tmp_path / f"{name}.onnx")
         assert "\n" not in str(caught.value) and f"{name}.onnx" in str(caught.value)
+
+
+def test_photos_and_folders_with_an_onnx_file(folder, tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), scene(64, 96))
+    detector = open_detector(str(folder / "end.onnx"), "cpu", 0.5, 0.4, None)
+    report = detect_paths(detector, [tmp_path / "a.png"], tmp_path / "out", draw_pictures=False)
+    assert report.faces == len(detector.detect(tmp_path / "a.png")) > 0
+    with pytest.raises(CheckpointError, match="no such file"):
+        open_detector("absent.onnx", "cpu")
 
 
 def test_suppression_equals_torchvision():

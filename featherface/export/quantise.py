@@ -228,7 +228,7 @@ def _store_in_half(model: ModelProto) -> None:
 
 
 def _shorten_names(model: ModelProto) -> None:
-    """Values and nodes get numbers for names: names are a fifth of a small file."""
+    """Values and nodes get numbers for names: names are a tenth of a small file."""
     graph = model.graph
     fixed = {item.name for item in (*graph.input, *graph.output)}
     short: dict[str, str] = {"": ""}
