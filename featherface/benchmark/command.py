@@ -58,7 +58,7 @@ def compare_speed(
     print(table[SHOWN].round(3).to_string(index=False))
     print(f"written: {folder / TABLE}")
     try:
-        figure = plot_speed_against_ap(table, title="one thread, ONNX Runtime")
+        figure = plot_speed_against_ap(table, title="640×640, one thread, ONNX Runtime")
     except DataError as error:
         print(f"no plot: {error}")
     else:

@@ -2,9 +2,13 @@
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from featherface.errors import DataError
 from featherface.plots import BLUE, COLOURS
+
+MARKERS = "osD^vP*X"
+_SUFFIX = r"_(dyn|\d+x\d+)$"  # of the files' names: which sizes they take
 
 
 def plot_speed_against_ap(table: pd.DataFrame, *, title: str = "") -> Figure:
@@ -23,24 +27,24 @@ def plot_speed_against_ap(table: pd.DataFrame, *, title: str = "") -> Figure:
     chosen = chosen.dropna(subset=settings)
     if chosen.empty:
         raise DataError("no detector has both an AP and a time at 640×640 on one thread")
-    figure = Figure(figsize=(3.4 * len(settings) + 0.6, 3.8), layout="constrained")
+    chosen = chosen.assign(detector=chosen["detector"].str.replace(_SUFFIX, "", regex=True))
+    chosen = chosen.drop_duplicates("detector").sort_values("median")
+    figure = Figure(figsize=(2.6 * len(settings) + 2.4, 3.6), layout="constrained")
     axes = figure.subplots(1, len(settings), squeeze=False)[0]
     for ax, setting in zip(axes, settings, strict=True):
         for index, row in enumerate(chosen.to_dict("records")):
-            ours = str(row["detector"]) == "V2"
-            colour = BLUE if ours else COLOURS[1 + index % (len(COLOURS) - 1)]
-            ax.plot(row["median"], row[setting], "o" if ours else "s", color=colour)
-            ax.annotate(
-                row["detector"],
-                (row["median"], row[setting]),
-                xytext=(4, 4),
-                textcoords="offset points",
-                fontsize="small",
-            )
-        ax.set(xscale="log", title=setting.removeprefix("ap_"), xlabel="forward at 640×640 (ms)")
+            colour = BLUE if row["detector"] == "V2" else COLOURS[1 + index % (len(COLOURS) - 1)]
+            label = f"{row['detector']}, {row['median']:.0f} ms"
+            ax.plot(row["median"], row[setting], MARKERS[index % len(MARKERS)], color=colour,
+                    markersize=8, label=label)  # fmt: skip
+        ax.set(xscale="log", title=setting.removeprefix("ap_"), xlabel="forward (ms)")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_formatter("{x:.0f}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.grid(color="0.9", linewidth=0.8, which="both")
-        ax.margins(x=0.25, y=0.15)
+        ax.margins(x=0.1, y=0.1)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("exact AP (%), long side 640")
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
     figure.suptitle(title, fontsize="medium")
     return figure
