@@ -31,19 +31,28 @@ nvidia-smi --query-gpu=name,memory.total,memory.free --format=csv || true
 if [ ! -e "$OUT/benchmark_train.csv" ]; then
     for batch in 64 128 256; do
         "$PYTHON" scripts/benchmark.py train --data "$DATA" --teacher-model "$TEACHER" --image-size "$SIZE" \
-            --batch-size "$batch" --cache "$CACHE" --photos 1024 --rounds 20 --out "$OUT/benchmark_train_$batch.csv"
+            --batch-size "$batch" --cache "$CACHE" --photos 1024 --rounds 20 --out "$OUT/benchmark_train_$batch.csv" || {
+            echo "benchmark: a batch of $batch did not run; going on"; break; }
+        cp "$OUT/benchmark_train_$batch.csv" "$OUT/benchmark_train.csv"
     done
-    cp "$OUT/benchmark_train_128.csv" "$OUT/benchmark_train.csv"
 fi
 
 resume=""
 [ -e "$OUT/FeatherFaceV2_last.pth" ] && resume="--resume"
+# in the background, so that a signal to this script reaches it
 # shellcheck disable=SC2086
 "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node "$GPUS" scripts/train_v2.py \
     --data "$DATA" --teacher-model "$TEACHER" --save-folder "$OUT" --epochs "$EPOCHS" --image-size "$SIZE" \
     --batch-size "$BATCH" --lr "$LR" --cache "$CACHE" --bn-batches 50 --validate-every 20 --validate-photos 500 \
-    $EXTRA $resume
+    $EXTRA $resume &
+training=$!
+trap 'kill -TERM "$training"; wait "$training"; exit 130' TERM INT
+wait "$training"
+trap - TERM INT
 
+: > "$OUT/evaluation.txt"
 for protocol in original vga; do
-    "$PYTHON" scripts/evaluate.py --weights "$OUT/FeatherFaceV2_final.pth" --data "$DATA" --protocol "$protocol"
-done | tee "$OUT/evaluation.txt"
+    "$PYTHON" scripts/evaluate.py --weights "$OUT/FeatherFaceV2_final.pth" --data "$DATA" --protocol "$protocol" \
+        >> "$OUT/evaluation.txt"
+done
+cat "$OUT/evaluation.txt"

@@ -6,6 +6,7 @@ only on CUDA, and each process's own are not those of the whole batch.
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -69,9 +70,16 @@ def root(tmp_path_factory) -> Path:
     return root
 
 
+def free_port() -> int:
+    """One that nothing listens on now."""
+    with socket.socket() as trial:
+        trial.bind(("127.0.0.1", 0))
+        return trial.getsockname()[1]
+
+
 def start(root: Path, processes: int, *arguments: object) -> list[subprocess.Popen]:
     """The worker in so many processes, as torchrun would start them."""
-    port = 29400 + os.getpid() % 500
+    port = free_port()
     base = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
     base |= {"MASTER_PORT": str(port), "WORLD_SIZE": str(processes), "PYTHONWARNINGS": "ignore"}
     command = [sys.executable, str(root / "worker.py"), *map(str, arguments)]
@@ -168,7 +176,7 @@ def test_torchrun_starts_the_script(root, tmp_path):
     script = Path(__file__).resolve().parents[1] / "scripts" / "train_v2.py"
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-        *("--master-port", str(29900 + os.getpid() % 90), script),
+        *("--master-port", str(free_port()), script),
         *("--data", root / "data", "--teacher-model", root / "v1.pth"),
         *("--save-folder", tmp_path / "out", "--image-size", 64, "--batch-size", 4),
         *("--num-workers", 0, "--epochs", 3000, "--save-every", 3000, "--device", "cpu"),

@@ -275,6 +275,15 @@ def test_pixels_and_faces_come_from_the_same_partner(how):
         torch.testing.assert_close(seen, image)
 
 
+@pytest.mark.parametrize("function", [mixup, cutmix])
+def test_mixed_images_stay_channels_last(function, monkeypatch):
+    roll = torch.Tensor.roll  # CUDA's forgets the layout
+    monkeypatch.setattr(torch.Tensor, "roll", lambda x, *how: roll(x, *how).contiguous())
+    images = torch.rand(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    mixed, _ = function(images, make_targets(*[[FACE]] * 4), alpha=1.0)
+    assert mixed.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_padding_stays_padding_and_inputs_stay_as_they_were():
     images, targets = pictures(), make_targets([FACE, FAR], [])
     before = [images.clone(), *(part.clone() for part in targets)]

@@ -49,8 +49,8 @@ class PhotoCache:
         self.sizes = torch.from_numpy(sizes)  # (N, 2) int64, on the host
         self.first_row = torch.from_numpy(np.cumsum(sizes[:, 0]) - sizes[:, 0])  # (N,)
         shape = packed_shape(files, side)
-        pinned = place.type == "cpu" and torch.cuda.is_available()
-        self.rows = torch.empty(shape, dtype=torch.uint8, device=place, pin_memory=pinned)
+        # not pinned: `_gather` copies into pinned memory what a batch needs
+        self.rows = torch.empty(shape, dtype=torch.uint8, device=place)
 
     def __str__(self) -> str:
         size = self.rows.numel() / 2**30

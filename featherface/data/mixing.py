@@ -98,7 +98,7 @@ def blend(images: Tensor, targets: Target, share: Tensor) -> tuple[Tensor, Targe
     """
     partner = _partners(targets)
     ratio = share.to(images.dtype)[:, None, None, None]
-    mixed = torch.lerp(images.roll(-1, 0), images, ratio)  # a share of 1 gives the very image
+    mixed = torch.lerp(_next_images(images), images, ratio)  # a share of 1 gives the very image
     return mixed, _union(_faded(targets, share), _faded(partner, 1 - share))
 
 
@@ -127,7 +127,7 @@ def paste(images: Tensor, targets: Target, rectangles: Tensor) -> tuple[Tensor, 
     y = torch.arange(height, device=images.device)
     columns, rows = (x >= x1) & (x < x2), (y >= y1) & (y < y2)  # (B, W), (B, H)
     inside = (rows[:, :, None] & columns[:, None, :])[:, None]  # (B, 1, H, W)
-    mixed = torch.where(inside, images.roll(-1, 0), images)
+    mixed = torch.where(inside, _next_images(images), images)
     own, other = _outside(targets, rectangles), _inside(_partners(targets), rectangles)
     covered, untouched = columns.all(1) & rows.all(1), ~(columns.any(1) & rows.any(1))
     return mixed, _union(
@@ -145,6 +145,11 @@ def _numpy_generator(generator: torch.Generator | None, stream: int) -> np.rando
 def _to_device(values: np.ndarray, images: Tensor) -> Tensor:
     """float32 beside the images; non-blocking, or the host would wait for all queued work."""
     return torch.from_numpy(values.astype(np.float32)).to(images.device, non_blocking=True)
+
+
+def _next_images(images: Tensor) -> Tensor:
+    """Each image's partner, the next of the batch; unlike roll on CUDA this stays channels-last."""
+    return torch.cat((images[1:], images[:1]))
 
 
 def _partners(targets: Target) -> Target:

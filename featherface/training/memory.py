@@ -18,6 +18,13 @@ from featherface.training.steps import Step, autocast
 LARGEST_BATCH = 512  # images of a process that `--batch-size auto` tries
 LARGEST_ON_CPU = 32  # more brings a CPU no speed
 ROOM = 0.8  # share of the free memory that a batch may take
+OUT_OF_MEMORY = (  # the CPU allocator, CUDA, cuBLAS, cuDNN
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+)
 FACES = 32  # of each image in a trial, more than most have
 
 
@@ -41,8 +48,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is torch's or its CPU allocator's word for it."""
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return True
-    text = str(error)
-    return "can't allocate memory" in text or "not enough memory" in text
+    text = str(error).lower()
+    return any(words in text for words in OUT_OF_MEMORY)
 
 
 def largest_batch(step: Callable[[int], None], *, least: int = 1, most: int = LARGEST_BATCH) -> int:
