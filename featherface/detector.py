@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from featherface.config import DISPLAY_SCORE, NMS_IOU, check_detection
 from featherface.devices import pick_device
-from featherface.errors import CheckpointError, DataError
+from featherface.errors import CheckpointError
 from featherface.images import (
     ImageSource,
+    check_several,
     fit_long_side,
     network_input,
     padded_size,
@@ -97,8 +98,7 @@ class Detector:
         Images whose padded sizes agree share a forward of at most MAX_BATCH_PIXELS. Each image is
         read when its turn comes, so an iterator of paths holds few of them in memory at once.
         """
-        if isinstance(images, (str, os.PathLike)):
-            raise DataError(f"detect_batch takes a list of images; for one use detect({images!r})")
+        check_several(images)
         found: dict[int, Detections] = {}
         waiting: dict[tuple[int, int], list[_Prepared]] = {}
         for index, source in enumerate(images):

@@ -54,6 +54,17 @@ def read_image(source: ImageSource, *, bgr: bool = False) -> np.ndarray:
     )
 
 
+def check_several(images: object) -> None:
+    """DataError where `images` is one picture: its path, or its array, whose rows are none."""
+    if isinstance(images, (str, os.PathLike)):
+        raise DataError(f"detect_batch takes a list of images; for one use detect({images!r})")
+    if isinstance(images, np.ndarray) and images.ndim <= 3:
+        raise DataError(
+            f"detect_batch takes a list of images; got one array of shape {images.shape}: for one "
+            "use detect"
+        )
+
+
 def fit_long_side(image: np.ndarray, max_side: int | None) -> np.ndarray:
     """(H, W, 3) uint8 shrunk so that its long side is at most `max_side`; never enlarged."""
     height, width = image.shape[:2]

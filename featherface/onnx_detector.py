@@ -20,9 +20,10 @@ from featherface.config import (
     PRE_NMS_TOP_K,
     check_detection,
 )
-from featherface.errors import CheckpointError, ConfigError, DataError
+from featherface.errors import CheckpointError, ConfigError
 from featherface.images import (
     ImageSource,
+    check_several,
     fit_long_side,
     network_input,
     padded_size,
@@ -109,8 +110,7 @@ class OnnxDetector:
 
     def detect_batch(self, images: Iterable[ImageSource], *, bgr: bool = False) -> list[Detections]:
         """Faces of each image, in order: `detect` of each, read when its turn comes."""
-        if isinstance(images, (str, os.PathLike)):
-            raise DataError(f"detect_batch takes a list of images; for one use detect({images!r})")
+        check_several(images)
         return [self.detect(image, bgr=bgr) for image in images]
 
     def _end_to_end(self, picture: np.ndarray) -> Arrays:
@@ -178,8 +178,8 @@ def open_session(
     import onnxruntime
 
     file = Path(path)
-    if threads is not None and threads < 1:
-        raise ConfigError(f"threads must be at least 1, or None; got {threads!r}")
+    if threads is not None and not (isinstance(threads, int) and threads >= 1):
+        raise ConfigError(f"threads must be at least 1 and whole, or None; got {threads!r}")
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; scripts/export.py makes ONNX files")
     options = onnxruntime.SessionOptions()
@@ -212,12 +212,13 @@ def _providers(device: str, providers: Sequence[str] | None) -> list[str]:
         if device == "auto":
             return [name for name in both if name in available]
         providers = both if device == "cuda" else [PROVIDERS["cpu"]]
+    providers = [providers] if isinstance(providers, str) else list(providers)
     missing = [name for name in providers if name not in available]
     if missing:
         raise ConfigError(
             f"ONNX Runtime has no {', '.join(missing)} here; it has {', '.join(available)}"
         )
-    return list(providers)
+    return providers
 
 
 def _facts(session: "InferenceSession", path: Path) -> dict[str, str]:
@@ -233,5 +234,5 @@ def _facts(session: "InferenceSession", path: Path) -> dict[str, str]:
 def _fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     """(h, w, 3) uint8 shrunk, keeping its aspect, until it fits; never enlarged."""
     h, w = picture.shape[:2]
-    scale = min(1.0, height / h, width / w)
-    return fit_long_side(picture, max(1, int(max(h, w) * scale)))
+    longest = max(h, w)
+    return fit_long_side(picture, max(1, min(longest * height // h, longest * width // w)))

@@ -14,7 +14,8 @@ from torchvision.ops import nms
 import featherface as ff
 from featherface.batch_detect import detect_paths, open_detector
 from featherface.errors import CheckpointError, ConfigError, DataError
-from featherface.onnx_detector import OnnxDetector, suppress
+from featherface.images import fit_long_side
+from featherface.onnx_detector import OnnxDetector, _fit, suppress
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +49,11 @@ def test_batches_bgr_max_side_and_changed_settings(folder):
     assert_same_faces(detector.detect(images[0][..., ::-1], bgr=True), batch[0])
     detector.score_threshold = 1.0
     assert len(detector.detect(images[0])) == 0
-    with pytest.raises(DataError, match="list of images"):
-        detector.detect_batch("photo.jpg")
+    for one in ("photo.jpg", images[0], images[0][..., 0]):
+        for each in (detector, reference):
+            with pytest.raises(DataError, match="list of images"):
+                each.detect_batch(one)
+    assert len(detector.detect_batch(np.stack([images[0]] * 2))) == 2
 
 
 def test_a_model_of_one_size_pads_and_shrinks(folder):
@@ -66,6 +70,17 @@ def test_a_model_of_one_size_pads_and_shrinks(folder):
     large = scene(150, 200)
     boxes = detector.detect(large).boxes
     assert len(boxes) and boxes[:, 2].max() > 96 and (boxes[:, 2] <= 200).all()
+
+
+def test_a_shrunk_picture_fills_the_size_as_max_side_does():
+    for long in range(641, 1400):  # 1077 and 1162 among them: 640 / n × n is 639.99… in floats
+        picture = np.zeros((4, long, 3), np.uint8)
+        assert _fit(picture, 640, 640).shape == fit_long_side(picture, 640).shape
+        assert _fit(picture, 640, 640).shape[1] == 640
+    for height, width in ((900, 77), (77, 900), (1162, 1077), (1, 4000)):
+        shown = _fit(np.zeros((height, width, 3), np.uint8), 64, 96).shape
+        assert shown[0] <= 64 and shown[1] <= 96 and (shown[0] == 64 or shown[1] == 96)
+    assert _fit(np.zeros((40, 30, 3), np.uint8), 64, 96).shape == (40, 30, 3)
 
 
 def test_files_are_read_like_detector_reads_them(folder, tmp_path):
@@ -106,11 +121,15 @@ def test_threads_and_providers(folder):
     assert detector.session.get_session_options().intra_op_num_threads == 2
     assert detector.session.get_providers() == ["CPUExecutionProvider"]
     assert detector.device == "cpu" and detector.architecture == "FeatherFaceV2"
+    alone = OnnxDetector(folder / "end.onnx", providers="CPUExecutionProvider")
+    assert alone.session.get_providers() == ["CPUExecutionProvider"]
     assert "iou_threshold=0.25" in repr(detector) and "end.onnx" in repr(detector)
     for options, said in (
         ({"providers": ["NoSuchProvider"]}, "no NoSuchProvider"),
         ({"device": "tpu"}, "auto, cpu or cuda"),
         ({"threads": 0}, "threads must be at least 1"),
+        ({"threads": 1.5}, "threads must be at least 1 and whole"),
+        ({"providers": "NoSuchProvider"}, "no NoSuchProvider here"),
         ({"score_threshold": 2}, "score_threshold must lie in 0..1"),
         ({"max_side": 0}, "max_side must be at least 1"),
     ):
