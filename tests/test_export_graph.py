@@ -13,7 +13,7 @@ from featherface.anchors import decode_boxes, decode_landmarks, make_anchors
 from featherface.config import MEAN_BGR
 from featherface.errors import ConfigError
 from featherface.export.graph import build, open_model
-from featherface.export.quantise import quantise
+from featherface.export.int8 import quantise
 from featherface.structures import Detections
 
 OUTPUTS = ("boxes", "scores", "landmarks")
@@ -130,7 +130,9 @@ def test_int8_is_small_and_close_and_leaves_out_what_is_too_far_off():
     pictures = [scene(96, 128, seed) for seed in range(3)]
     result = quantise(whole, pictures)
     assert len(result.layers) >= 12 and result.score_error <= 0.02
-    assert len(quantise(whole, pictures, score_error=1.0).model.SerializeToString()) <= 450_000
+    assert quantise(whole, pictures, score_error=1.0).model.ByteSize() <= 450_000
+    all_of_them = quantise(whole, pictures, score_error=1.0, largest=0)
+    assert all_of_them.left == () and all_of_them.score_error > result.score_error
     onnx.checker.check_model(result.model, full_check=True)
     assert {item.key: item.value for item in result.model.metadata_props}["architecture"] == "v2"
     operators = [node.op_type for node in result.model.graph.node]

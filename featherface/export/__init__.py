@@ -1,7 +1,7 @@
 """From trained weights to files that run anywhere: ONNX in several forms, a package, a README."""
 
 from featherface.export.graph import FORMS, OPSET, OPSETS, build
-from featherface.export.quantise import quantise
+from featherface.export.int8 import quantise
 from featherface.export.run import Settings, export, parse_size
 
 __all__ = [

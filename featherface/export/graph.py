@@ -7,7 +7,10 @@ scores (K,) descending, landmarks (K, 5, 2), in pixels of the image.
 """
 
 import json
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,6 +43,7 @@ OPSETS = range(18, 24)  # what the exporter writes and ONNX Runtime runs
 OPSET = 20
 _DEFORMABLE_SINCE = 19  # the opset that brought DeformConv; before it the model is invalid
 _OUTPUTS = {"raw": ["boxes", "scores", "landmarks"], "end_to_end": ["values", "cells"]}
+_CHATTY = "onnx_ir.passes.common.initializer_deduplication"  # a line an input that is a constant
 _POOLING = {"ReduceMean": "GlobalAveragePool", "ReduceMax": "GlobalMaxPool"}
 
 Size = tuple[int, int]  # height, width
@@ -93,8 +97,7 @@ def _is_exact(size: Size | None) -> bool:
 def _export(module: nn.Module, form: str, size: Size | None, opset: int) -> ModelProto:
     """torch.onnx.export of a module that reads (B, 3, H, W); end_to_end has B = 1."""
     image, shapes = _example(form, size)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's notes on its own insides
+    with _quiet():
         program = torch.onnx.export(
             module,
             (image,),
@@ -107,6 +110,20 @@ def _export(module: nn.Module, form: str, size: Size | None, opset: int) -> Mode
         )
     assert program is not None
     return tidy(program.model_proto)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notes on its own insides."""
+    logger = logging.getLogger(_CHATTY)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)
 
 
 def _example(form: str, size: Size | None) -> tuple[Tensor, tuple | None]:
@@ -177,11 +194,23 @@ def describe(model: ModelProto, *, architecture: str, form: str, size: Size | No
 
 
 def open_model(model: ModelProto, *, threads: int = 1) -> "InferenceSession":
-    """A session on the CPU for a model in memory, with threads that do not spin."""
+    """A session on the CPU for a model in memory, with threads that do not spin.
+
+    ConfigError where the ONNX Runtime that is installed cannot run the model.
+    """
     from onnxruntime import InferenceSession, SessionOptions
+    from onnxruntime import __version__ as runtime
 
     options = SessionOptions()
     options.log_severity_level = 3  # its notes are not for users
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    content, providers = model.SerializeToString(), ["CPUExecutionProvider"]
+    try:
+        return InferenceSession(content, options, providers=providers)
+    except Exception as error:  # ONNX Runtime's errors have no common class of their own
+        opset = next(item.version for item in model.opset_import if not item.domain)
+        raise ConfigError(
+            f"ONNX Runtime {runtime} cannot run the model (opset {opset}): choose an older opset "
+            "or install a newer ONNX Runtime"
+        ) from error

@@ -18,8 +18,8 @@ from featherface.checkpoint import build_model, read_file
 from featherface.detector import Detector
 from featherface.errors import ConfigError
 from featherface.export.graph import FORMS, OPSET, Size, build, check_settings
+from featherface.export.int8 import Quantised, quantise
 from featherface.export.package import package, recorded, sha256, write_package
-from featherface.export.quantise import Quantised, quantise
 from featherface.export.readme import readme
 from featherface.files import atomic_path, write_text
 from featherface.onnx_detector import OnnxDetector

@@ -19,6 +19,7 @@ from featherface.export.graph import open_model
 
 SMALLEST = 2048  # weights of a layer that is worth quantising
 SCORE_ERROR = 0.02  # mean change of the scores that matter that all layers together may make
+LARGEST = 450_000  # bytes of the file; what is left below it is spent on accuracy
 SEEN = 0.02  # a score that matters: what evaluation looks at
 VALUES = "network_values"  # of `end_to_end`: what the network gives to the decoding, (1, 30, N)
 _SMALLEST_HALF = 64  # numbers of a constant that is worth storing in 16 bits
@@ -43,12 +44,14 @@ def quantise(
     *,
     smallest: int = SMALLEST,
     score_error: float = SCORE_ERROR,
+    largest: int = LARGEST,
 ) -> Quantised:
     """An end-to-end model → INT8 where it pays and holds.
 
     pictures: to calibrate on, BGR uint8 (H, W, 3), such as will be looked at.
     smallest: weights that a convolution needs to be considered. score_error: layers stay in float,
-    the worst first, until the mean change of the scores is at most this.
+    the worst first, until the mean change of the scores is at most this. largest: then those stay
+    in float that move the scores most for their weights, while the file has at most so many bytes.
     ConfigError for no picture or another form.
     """
     if not pictures:
@@ -65,17 +68,21 @@ def quantise(
 
     alone = {node.name: error([node]) for node in worth}
     chosen = sorted(worth, key=lambda node: alone[node.name])
-    while chosen and (total := error(chosen)) > score_error:
+    while chosen and error(chosen) > score_error:
         chosen.pop()
-    small = _with_qdq(model, chosen, ranges)
-    _store_in_half(small)
-    _shorten_names(small)
+    gain = {node.name: alone[node.name] / weights[node.input[1]].size for node in chosen}
+    small = _small(model, chosen, ranges)
+    for node in sorted(chosen, key=lambda node: -gain[node.name]):
+        rest = [other for other in chosen if other is not node]
+        candidate = _small(model, rest, ranges)
+        if candidate.ByteSize() <= largest:
+            chosen, small = rest, candidate
     names = {node.name for node in chosen}
     return Quantised(
         model=small,
         layers=tuple(node.name for node in worth if node.name in names),
         left=tuple(node.name for node in worth if node.name not in names),
-        score_error=total if chosen else 0.0,
+        score_error=error(chosen),
     )
 
 
@@ -126,6 +133,14 @@ def _mean_change(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) ->
         changes.append(np.abs(before - after)[matter])
     together = np.concatenate(changes)
     return float(together.mean()) if len(together) else 0.0
+
+
+def _small(model: ModelProto, layers: Sequence[NodeProto], ranges: dict[str, Range]) -> ModelProto:
+    """The model as it is written: 8-bit layers, the rest stored in 16 bits, short names."""
+    small = _with_qdq(model, layers, ranges)
+    _store_in_half(small)
+    _shorten_names(small)
+    return small
 
 
 def _with_qdq(
