@@ -6,6 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from featherface.errors import ConfigError
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+    """ConfigError where files could not be written into `folder`, which need not exist yet."""
+    wanted = Path(folder).absolute()
+    nearest = next(path for path in (wanted, *wanted.parents) if path.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"cannot write into {folder}: {nearest} is a file")
+    if not os.access(nearest, os.W_OK):
+        raise ConfigError(f"cannot write into {folder}: no permission to write in {nearest}")
+
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:

@@ -1,5 +1,7 @@
 """The comparison of speeds: its table, plot and flags; other detectors' files."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pandas as pd
@@ -69,9 +71,12 @@ def test_the_command_writes_table_and_plot(quick, tmp_path, monkeypatch, capsys)
         return rows.assign(ap_easy=[90.0, 95.0])
 
     monkeypatch.setattr(command, "speed", fake)
-    options = {"v1": "absent.pth", "v2": "x.pth", "peers": "", "data": "", "engines": "onnx",
+    monkeypatch.chdir(tmp_path)  # where V1's default file is not
+    options = {"v1": command.DEFAULT_V1, "v2": "x.pth", "peers": "", "data": "", "engines": "onnx",
                "out": str(tmp_path), "rounds": 3}  # fmt: skip
     command.compare_speed(**options, sizes="640x640, 32x64", threads="1,2")
+    assert "V1 is timed untrained" in capsys.readouterr().out
+    assert isinstance(seen["networks"]["V1"], FeatherFaceV1)
     assert seen["sizes"] == [(640, 640), (32, 64)] and seen["threads"] == [1, 2]
     written = pd.read_csv(tmp_path / "performance_comparison.csv")
     assert written["ratio_to_v1"].tolist() == [0.25, 1.0]
@@ -86,6 +91,39 @@ def test_the_command_writes_table_and_plot(quick, tmp_path, monkeypatch, capsys)
         wrong = {**options, "sizes": "64x64", "threads": "1", name: value}
         with pytest.raises(ConfigError, match=said):
             command.compare_speed(**wrong)
+
+
+def test_what_is_not_there_is_said_before_anything_is_measured(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("no folder")
+    options = {"v1": "absent.pth", "v2": "x.pth", "peers": "", "data": "", "engines": "onnx",
+               "rounds": 1, "sizes": "64x64", "threads": "1"}  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"absent\.pth: no such file"):
+        command.compare_speed(**options, out=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"cannot write into .*new: .*file is a file"):
+        command.compare_speed(**options, out=str(tmp_path / "file/new"))
+    script = Path(command.__file__).parents[2] / "scripts/benchmark.py"
+    assert f'("v1", "{command.DEFAULT_V1}",' in script.read_text()
+
+    def never(*_):
+        raise AssertionError("built")
+
+    monkeypatch.setattr(speed, "_candidates", never)
+    with pytest.raises(CheckpointError, match="no such file"):
+        speed.speed({}, peers=[tmp_path / "none.onnx"])
+    with pytest.raises(DataError):
+        speed.speed({}, data=tmp_path / "none")
+
+
+def test_a_forward_reads_a_padded_picture(monkeypatch):
+    assert speed.prepared((720, 1280)).shape == (1, 3, 736, 1280)
+    seen = []
+    monkeypatch.setattr(torch, "compile", lambda network: lambda image: seen.append(image.shape))
+    monkeypatch.setattr(speed, "COMPILE_SIZE", (40, 70))
+    model = nn.Conv2d(3, 1, 1)
+    model.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
+    speed._eager("V2", model, {}).forward((40, 70), 1)()
+    speed._compiled("V2", model, {}).forward((40, 70), 1)()
+    assert seen and set(seen) == {(1, 3, 64, 96)}
 
 
 def test_a_plot_needs_an_ap():
@@ -159,7 +197,7 @@ def test_a_real_peer_finds_faces():
     assert len(OnnxPeer(path, score_threshold=0.5).detect(photo)) > 0
 
 
-def test_modules_without_a_compiler_are_left_out(monkeypatch):
+def test_modules_without_a_compiler_are_left_out(monkeypatch, capsys):
     class Broken(nn.Module):
         def forward(self, x):
             return x
@@ -169,4 +207,10 @@ def test_modules_without_a_compiler_are_left_out(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", lambda network: refuse)
     candidate = speed._compiled("V2", Broken(), {})
-    assert candidate.forward((640, 640), 1) is None and candidate.forward((64, 64), 1) is None
+    assert candidate.forward((640, 640), 1) is None
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "V2: left out" in said and "no compiler" in said
+    monkeypatch.setattr(speed, "network_costs", lambda *_: {})
+    with pytest.raises(ConfigError, match="nothing to time"):
+        speed.speed({"V2": nn.Conv2d(3, 1, 1)}, engines=["compile"], sizes=[(64, 64)], threads=[1])
+    assert candidate.forward((64, 64), 1) is None

@@ -1,9 +1,10 @@
 """V1, V2 and other detectors against each other: time, work and size, measured in turn.
 
-A forward is the network alone on prepared pixels (V1 and V2 decode all anchors in it); end-to-end
-goes from a picture in memory to its faces. On one thread the clock is that thread's CPU time, which
-other work on the machine disturbs least; on more it is the wall's. ONNX Runtime's threads do not
-spin: on two cores that makes times jump between two values.
+A forward is the network alone on prepared pixels, padded to multiples of 32 where the file takes
+any size; V1 and V2 decode all anchors in it in ONNX Runtime (the raw form), but not in PyTorch.
+End-to-end goes from a picture in memory to its faces. On one thread the clock is that thread's CPU
+time, which other work on the machine disturbs least; on more it is the wall's. ONNX Runtime's
+threads do not spin: on two cores that makes times jump between two values.
 """
 
 import io
@@ -32,7 +33,7 @@ from featherface.errors import ConfigError
 from featherface.evaluation.run import detect_photos
 from featherface.evaluation.sets import EvaluationSet, find_evaluation_set
 from featherface.export.graph import Size, build
-from featherface.images import network_input, read_image
+from featherface.images import network_input, padded_size, read_image
 from featherface.onnx_detector import OnnxDetector, open_session
 
 SIZES = ((320, 320), (480, 640), (640, 640), (720, 1280))  # height, width
@@ -76,9 +77,9 @@ def speed(
     if unknown or not engines:
         raise ConfigError(f"engines must be some of {', '.join(ENGINES)}; got {list(engines)}")
     with tempfile.TemporaryDirectory() as folder, _restored_threads():
-        candidates = _candidates(networks, engines, Path(folder))
-        candidates += [_peer(Path(path)) for path in peers]
+        others = [_peer(Path(path)) for path in peers]  # first what may not be there
         found = find_evaluation_set(data, "val") if data else None
+        candidates = _candidates(networks, engines, Path(folder)) + others
         precision = {c.name: _ap(c, found) for c in candidates if found and c.evaluated}
         rows: list[dict[str, Any]] = []
         for count in threads:
@@ -88,6 +89,11 @@ def speed(
                 for what in ("forward", "end-to-end"):
                     times = _times(candidates, what, size, count, rounds)
                     rows += _rows(candidates, times, what, size, count)
+    if not {row["detector"] for row in rows} & set(networks):
+        raise ConfigError(
+            f"nothing to time: torch.compile works at {COMPILE_SIZE[0]}x{COMPILE_SIZE[1]} only, "
+            "and where there is a compiler; give another engine"
+        )
     for row in rows:
         row |= precision.get(str(row["detector"]), {})
     return pd.DataFrame(rows)
@@ -150,6 +156,11 @@ def picture(size: Size) -> np.ndarray:
     return cv2.cvtColor(shown, cv2.COLOR_RGB2BGR)
 
 
+def prepared(size: Size) -> np.ndarray:
+    """It as V1 and V2 read it, padded: (1, 3, height, width) float32."""
+    return network_input([picture(size)[..., ::-1]], *padded_size(*size))
+
+
 def _candidates(
     networks: dict[str, nn.Module], engines: Sequence[str], folder: Path
 ) -> list[Candidate]:
@@ -169,7 +180,7 @@ def _eager(name: str, network: nn.Module, costs: dict[str, int]) -> Candidate:
     detector = Detector(network, device="cpu")
 
     def forward(size: Size, threads: int) -> Call:
-        image = torch.from_numpy(network_input([picture(size)[..., ::-1]], *size))
+        image = torch.from_numpy(prepared(size))
         return lambda: network(image)
 
     def complete(size: Size, threads: int) -> Call:
@@ -180,18 +191,20 @@ def _eager(name: str, network: nn.Module, costs: dict[str, int]) -> Candidate:
 
 
 def _compiled(name: str, network: nn.Module, costs: dict[str, int]) -> Candidate:
-    """torch.compile at COMPILE_SIZE; nothing where this machine has no compiler for it."""
+    """torch.compile at COMPILE_SIZE; a line where this machine has no compiler for it."""
 
     def forward(size: Size, threads: int) -> Call | None:
         if size != COMPILE_SIZE:
             return None
         torch.compiler.reset()
         compiled = torch.compile(network)
-        image = torch.from_numpy(network_input([picture(size)[..., ::-1]], *size))
+        image = torch.from_numpy(prepared(size))
         try:
             with torch.inference_mode():
                 compiled(image)
-        except Exception:  # the compiler's errors have no common class
+        except Exception as error:  # the compiler's errors have no common class
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
+            print(f"{name}: left out of torch.compile, which does not work here: {said}")
             return None
         return lambda: compiled(image)
 
@@ -205,9 +218,9 @@ def _exported(name: str, network: nn.Module, costs: dict[str, int], folder: Path
         onnx.save(build(network, form=form), path)
 
     def forward(size: Size, threads: int) -> Call:
-        sides = {"batch": 1, "height": size[0], "width": size[1]}
+        image = prepared(size)
+        sides = {"batch": 1, "height": image.shape[2], "width": image.shape[3]}
         session = open_session(paths["raw"], threads=threads, sides=sides)
-        image = network_input([picture(size)[..., ::-1]], *size)
         return lambda: session.run(None, {"image": image})
 
     def complete(size: Size, threads: int) -> Call:
