@@ -79,6 +79,7 @@ def test_consistency_figure_also_of_nothing():
 def test_a_run_under_way_is_drawn_without_terms_that_are_zero():
     log = pd.DataFrame({"epoch": [1, 2], "lr": [1e-3, 1e-4], "loss": [2.0, 1.0]})
     log = log.assign(**{"class": [1.5, 0.0], "landmark": [0.0, 0.0], "images_per_second": 9.0})
+    log["loader_share"] = 0.1
     _, parts, rate, _ = drawn_axes(plot_progress(log, epochs=5))
     assert [line.get_label() for line in parts.lines] == ["class"]
     assert rate.get_xlim() == (0, 5.5)

@@ -166,7 +166,7 @@ def show_pictures(
 
 def _image(content: bytes, figure: Figure, name: str) -> Image:
     """With a description for readers who do not see it: what its panels are called."""
-    titles = [ax.get_title() or ax.get_ylabel() for ax in figure.axes]
+    titles = [ax.get_title() or ax.get_ylabel() or ax.get_xlabel() for ax in figure.axes]
     panels = ", ".join(dict.fromkeys(title for title in titles if title))
     return Image(data=content, alt=": ".join(filter(None, (name.replace("_", " "), panels))))
 

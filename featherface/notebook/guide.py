@@ -32,7 +32,11 @@ TROUBLES = (
         "learning rate too high for the batch, or damaged boxes",
         "python scripts/prepare_data.py; then a new run with half the --lr",
     ),
-    ("CUDA is out of memory", "batch too large", "--batch-size 16 with half the --lr"),
+    (
+        "CUDA is out of memory",
+        "batch too large for the device",
+        "--accumulate 2: the same batch in two parts; or --batch-size auto",
+    ),
     (
         "A loader process was ended from outside",
         "memory: each worker holds photographs",
@@ -41,7 +45,7 @@ TROUBLES = (
     (
         "Low images/s, the GPU waits",
         "the loader is slower than the network",
-        "python scripts/benchmark.py loader --data data/widerface; --num-workers 8",
+        "--cache ram; python scripts/benchmark.py train --data data/widerface says where time goes",
     ),
     (
         "AP near 0 after a short run",

@@ -84,7 +84,7 @@ def ap_table(current: Session, results: dict[str, Evaluation]) -> pd.DataFrame:
         above = {f"all from {SMALLEST:.0f} px": 100 * ap_above(current, name)}
         columns = {f"{s} ({c.faces:,} faces)": 100 * c.ap_exact for s, c in result.curves.items()}
         rows.append({"detector": name, **columns, **above})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).round(1)
 
 
 def _measured(current: Session) -> dict[str, Evaluation]:

@@ -83,8 +83,9 @@ def write_comparison(current: Session) -> None:
     path = current.results / TABLE
     write_text(path, frame.to_csv(index=False, lineterminator="\n", float_format="%.5g"))
     shown = quality.drop(columns=["engine", "what", "photos", "size"], errors="ignore")
-    turned = shown.set_index("detector").T.rename(index=_label).rename_axis("measure")
-    show_table(turned.reset_index(), f"what they cost and find, on {_photos(current)}")
+    turned = shown.set_index("detector").T.rename(index=_label)
+    turned = turned.rename_axis("measure").rename_axis(columns=None).reset_index()
+    show_table(turned, f"what they cost and find, on {_photos(current)}")
     note(f"These and the times are in `{path}`: {len(frame)} rows, {len(frame.columns)} columns.")
 
 
@@ -98,8 +99,9 @@ def _quality(current: Session) -> list[dict[str, Any]]:
         row |= {cost: int(total[f"{kind}_{cost}"]) for cost in ("parameters", "macs")}
         if name in current.measured:
             curves = current.measured[name].curves
-            row |= {f"ap_{setting}": 100 * curve.ap_exact for setting, curve in curves.items()}
-            row[f"ap_from_{SMALLEST:.0f}_px"] = 100 * ap_above(current, name)
+            ap = {setting: curve.ap_exact for setting, curve in curves.items()}
+            ap[f"from_{SMALLEST:.0f}_px"] = ap_above(current, name)
+            row |= {f"ap_{setting}": round(100 * value, 2) for setting, value in ap.items()}
             row |= {"photos": _photos(current), "size": current.protocol_text}
         rows.append(row | current.compared.get(name, {}))
     return rows

@@ -60,7 +60,7 @@ def plot_progress(log: "pd.DataFrame", *, epochs: int, title: str = "") -> Figur
 
 def _draw_terms(ax: Axes, log: "pd.DataFrame") -> None:
     """Every loss term that is not 0 throughout, on a logarithmic scale, the legend beside it."""
-    others = {"epoch", "loss", "lr", "seconds", "images_per_second"}
+    others = {"epoch", "loss", "lr", "seconds", "images_per_second", "loader_share"}
     terms = [name for name in log.columns if name not in others and not name.startswith("val_")]
     for index, name in enumerate(name for name in terms if (log[name] > 0).any()):
         style = DASHES[index // len(COLOURS) % len(DASHES)]
