@@ -10,7 +10,7 @@ from featherface.config import MEAN_BGR
 
 def normalise(images: Tensor) -> Tensor:
     """RGB uint8 (B, 3, H, W) → BGR float32 minus the mean, on the same device."""
-    return images.flip(1).float() - _mean(images.device)
+    return images.flip(1) - _mean(images.device)  # one pass: no float copy in between
 
 
 @lru_cache

@@ -240,3 +240,18 @@ def test_bf16_is_near_float32(config):
         with autocast(config.replace(amp=amp), CPU):
             found.append(step(images, TARGETS)["loss"].item())
     assert found[0] != found[1] and found[1] == pytest.approx(found[0], rel=0.05)
+
+
+def test_the_fast_path_has_the_losses_of_the_plain_one(config):
+    """ONNX Runtime, channels last, a bound on the faces, against torch, contiguous, no bound."""
+    pytest.importorskip("onnxruntime")
+    images = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 50
+    found = {}
+    cases = (("torch", torch.contiguous_format, None), ("onnx", torch.channels_last, 6))
+    for name, layout, faces in cases:
+        torch.manual_seed(0)
+        step = make_step(config.replace(teacher_engine=name), device=CPU, steps=1)
+        step.trained.to(memory_format=layout).train()
+        losses = step(images.contiguous(memory_format=layout), TARGETS, faces)
+        found[name] = {term: value.item() for term, value in losses.items()}
+    assert found["onnx"] == pytest.approx(found["torch"], rel=1e-4, abs=1e-6)

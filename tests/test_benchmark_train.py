@@ -58,3 +58,4 @@ def test_v2_has_the_operations_that_are_known(data):
     multiply_adds = {name: done[0] / 2e9 for name, done in bench.counts.items()}
     assert math.isclose(multiply_adds["student forward"], 0.411, rel_tol=0.02)
     assert math.isclose(multiply_adds["teacher"], 1.24, rel_tol=0.05)
+    assert math.isclose(multiply_adds["backward"], 2 * 0.411, rel_tol=0.1), "each gradient once"

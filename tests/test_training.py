@@ -13,6 +13,7 @@ from tiny_sets import draw_squares
 
 from featherface.checkpoint import FORMAT, load_model, read_file, write_file
 from featherface.config import TrainConfig
+from featherface.devices import random_state, set_random_state
 from featherface.errors import CheckpointError, ConfigError, DataError, TrainingError
 from featherface.models.v1 import FeatherFaceV1
 from featherface.training import engine
@@ -398,3 +399,25 @@ def test_a_checkpoint_from_before_new_settings_goes_on_alike(config):
     assert (resumed.cache, resumed.compile) == ("none", "off")
     assert resumed == config.replace(cache="none", compile="off")
     assert equal(expected, trained(resumed, resume=last))
+
+
+def test_an_old_optimizer_goes_on_as_it_was_and_mps_keeps_its_random_numbers(config, monkeypatch):
+    engine.train(config.replace(epochs=1), progress=False)
+    last = engine.checkpoint_path(config, "last")
+    content = read_file(last)
+    assert content["optimizer"]["param_groups"][0]["fused"]
+    for group in content["optimizer"]["param_groups"]:
+        group["fused"] = None
+    write_file(last, content)
+    data = content["data"]
+    run = Run(config.replace(epochs=1), steps_per_epoch=4, data=data, start=False)
+    run.resume(last)
+    assert not run.optimizer.param_groups[0]["fused"], "another kernel rounds otherwise"
+    state, device = torch.arange(4, dtype=torch.uint8), torch.device("mps")
+    given = []
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: state)
+    monkeypatch.setattr(torch.mps, "set_rng_state", given.append)
+    set_random_state(random_state(device), device)
+    assert given == [state]
+    set_random_state({"cpu": torch.get_rng_state()}, device)
+    assert len(given) == 1, "saved on another device"

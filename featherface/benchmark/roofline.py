@@ -5,6 +5,7 @@ hand. Every tensor that an operation reads or writes is counted once for each op
 go beyond the bound of bytes.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -51,7 +52,10 @@ class _Bytes(TorchDispatchMode):
 
 def counted(work: Callable[[], Any]) -> tuple[float, float]:
     """The floating-point operations and the bytes of `work`, by what torch is asked to do."""
-    mapping = {torch.ops.torchvision.deform_conv2d: _deformable_operations}
+    mapping = {
+        torch.ops.torchvision.deform_conv2d: _deformable_operations,
+        torch.ops.aten.convolution_backward: _backward_operations,
+    }
     with FlopCounterMode(display=False, custom_mapping=mapping) as operations, _Bytes() as moved:
         work()
     return float(operations.get_total_flops()), float(moved.total)
@@ -64,6 +68,14 @@ def _deformable_operations(
     batch, _, height, width = out_shape
     outputs, inputs, *kernel = weight
     return 2 * batch * height * width * outputs * inputs * kernel[0] * kernel[1]
+
+
+def _backward_operations(
+    result: Any, image: Any, weight: Any, *others: Any, out_shape: Any = None, **__: Any
+) -> int:
+    """As many as forward for each gradient that is wanted; torch's count forgets the groups."""
+    forward = 2 * math.prod(result) * math.prod(weight[1:])
+    return forward * sum(others[-1][:2])
 
 
 def measured_roofs(device: torch.device, config: TrainConfig) -> tuple[float, float]:

@@ -181,9 +181,14 @@ class Distillation(nn.Module):
             for _ in range(levels)
         )
 
-    def _class(self, student: Tensor, teacher: Tensor, selected: Tensor | None) -> Tensor:
-        """Weighted mean of the KL over anchors, from logits (B, A, 2)."""
-        student_face, teacher_face = student.softmax(-1)[..., 1], teacher.softmax(-1)[..., 1]
+    def _class(
+        self, student: Tensor, teacher: Tensor, teacher_face: Tensor, selected: Tensor | None
+    ) -> Tensor:
+        """Weighted mean of the KL over anchors, from logits (B, A, 2).
+
+        teacher_face (B, A): the teacher's face probability.
+        """
+        student_face = student.softmax(-1)[..., 1]
         weight = anchor_weight(self.form, student_face, teacher_face, selected)
         kl = class_kl(student, teacher, self.temperature)
         total, scale = totals((kl * weight).sum(), weight.sum())
@@ -196,15 +201,14 @@ class Distillation(nn.Module):
         return F.smooth_l1_loss(student, teacher, reduction="none").sum(-1)
 
     def _places(
-        self, student: Predictions, teacher: Predictions, anchors: Tensor
+        self, student: Predictions, teacher: Predictions, face: Tensor, anchors: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Box and landmark term: over confident anchors, by the teacher's face probability.
+        """Box and landmark term: over confident anchors, by the teacher's face probability (B, A).
 
         A landmark's distance is smooth L1 on its x and y deltas, averaged over the five points. The
         sum over the ten, in tenths of an anchor, began at 18 for a fresh student beside a class
         term of 4 and a GIoU of 0.6: the total would have taught landmarks first.
         """
-        face = teacher.class_logits.softmax(-1)[..., 1]  # (B, A)
         weight = face * (face > CONFIDENT)
         box = self._box(student.box_deltas, teacher.box_deltas, anchors)
         landmark = F.smooth_l1_loss(
@@ -252,8 +256,9 @@ class Distillation(nn.Module):
         with torch.autocast(student.class_logits.device.type, enabled=False):
             student = Predictions(*(part.float() for part in student))
             teacher = Predictions(*(part.detach().float() for part in teacher))
-            classes = self._class(student.class_logits, teacher.class_logits, selected)
-            box, landmark = self._places(student, teacher, anchors)
+            face = teacher.class_logits.softmax(-1)[..., 1]  # (B, A)
+            classes = self._class(student.class_logits, teacher.class_logits, face, selected)
+            box, landmark = self._places(student, teacher, face, anchors)
             feature = self._feature(student_features, teacher_features)
         return {
             "distill_class": classes,

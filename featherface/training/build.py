@@ -78,6 +78,6 @@ def make_optimizer(step: Step, config: TrainConfig) -> torch.optim.Optimizer:
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ],
         lr=config.lr,
-        # one kernel for all of them; on a CPU torch's plain loop, so that old runs go on alike
-        fused=True if all(p.is_cuda for p in parameters) else None,
+        # one kernel for all of them; a resumed run goes on with what its checkpoint says
+        fused=True if all(p.device.type in ("cuda", "cpu") for p in parameters) else None,
     )
