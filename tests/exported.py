@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from featherface.checkpoint import ARCHITECTURES
 from featherface.config import MEAN_BGR
-from featherface.export.graph import build
+from featherface.export.graph import OPSET, build
 
 
 @cache
@@ -44,9 +44,15 @@ def network(name: str) -> nn.Module:
 
 
 @cache
-def graph(form: str, size: tuple[int, int] | None, name: str = "v2") -> onnx.ModelProto:
+def graph(
+    form: str,
+    size: tuple[int, int] | None,
+    name: str = "v2",
+    opset: int = OPSET,
+    half: bool = False,
+) -> onnx.ModelProto:
     """The ONNX model of `network(name)`."""
-    return build(network(name), form=form, size=size)
+    return build(network(name), form=form, size=size, opset=opset, half=half)
 
 
 @cache

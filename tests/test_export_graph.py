@@ -1,6 +1,7 @@
 """The ONNX models: parity at every size, their description, settings that cannot work, INT8."""
 
 import json
+import logging
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from featherface.anchors import decode_boxes, decode_landmarks, make_anchors
 from featherface.config import MEAN_BGR
 from featherface.errors import ConfigError
 from featherface.export.graph import build, open_model
-from featherface.export.int8 import quantise
+from featherface.export.int8 import _store_in_half, quantise
 from featherface.structures import Detections
 
 OUTPUTS = ("boxes", "scores", "landmarks")
@@ -80,12 +81,14 @@ def test_a_model_says_what_it_is_and_names_no_machine():
         "iou_threshold",
     ]
     assert [entry.name for entry in graph("raw", None).graph.output] == list(OUTPUTS)
-    text = model.SerializeToString()
-    assert b"site-packages" not in text and b".py" not in text
+    fixed, half = graph("end_to_end", (64, 96)), graph("end_to_end", (64, 96), "v2", 18, True)
+    for made in (model, graph("raw", None), fixed, half, graph("raw", (40, 64), "v1", 19, False)):
+        text = made.SerializeToString()
+        assert b"site-packages" not in text and b".py" not in text
 
 
 def test_float16_at_the_oldest_opset_finds_the_same_faces():
-    half = build(network("v2"), size=(64, 96), opset=18, half=True)
+    half = graph("end_to_end", (64, 96), "v2", 18, True)
     assert half.opset_import[0].version == 18
     kinds = {item.name: item.data_type for item in half.graph.initializer}
     weights = [node.input[1] for node in half.graph.node if node.op_type == "Conv"]
@@ -102,7 +105,7 @@ def test_float16_at_the_oldest_opset_finds_the_same_faces():
 def test_v1_needs_opset_19_and_runs_from_there():
     with pytest.raises(ConfigError, match="opset 19 or newer; got 18"):
         build(network("v1"), opset=18)
-    model = build(network("v1"), form="raw", size=(40, 64), opset=19)
+    model = graph("raw", (40, 64), "v1", 19, False)
     image = pixels(40, 64)
     found = open_model(model).run(OUTPUTS, {"image": image})
     for got, wanted, limit in zip(
@@ -143,7 +146,37 @@ def test_int8_is_small_and_close_and_leaves_out_what_is_too_far_off():
     assert abs(len(scores) - len(expected[1])) <= 0.2 * len(expected[1])
     assert abs(scores[0] - expected[1][0]) < 0.1 and np.isfinite(boxes).all()
     strict = quantise(whole, pictures, smallest=16384, score_error=0.0)
-    assert strict.layers == () and len(strict.left) >= 3 and strict.score_error == 0.0
+    assert strict.layers == () and len(strict.left) >= 3
+    assert 0 < strict.score_error < 0.02  # what stays in float is stored in 16 bits
+
+
+def test_a_weight_that_16_bits_cannot_hold_stays_in_32():
+    model = onnx.ModelProto.FromString(graph("end_to_end", None).SerializeToString())
+    large = next(i for i in model.graph.initializer if "heads.0.weight" in i.name)
+    values = onnx.numpy_helper.to_array(large).copy()
+    values.flat[0] = 70000
+    large.CopyFrom(onnx.numpy_helper.from_array(values, large.name))
+    _store_in_half(model)
+    kinds = [item.data_type for item in model.graph.initializer]
+    assert kinds.count(onnx.TensorProto.FLOAT16) > 20 and large.data_type == 1
+    assert all(np.isfinite(onnx.numpy_helper.to_array(i)).all() for i in model.graph.initializer)
+
+
+def test_an_opset_that_onnx_runtime_is_too_old_for_is_one_line():
+    newer = onnx.ModelProto.FromString(graph("end_to_end", None).SerializeToString())
+    newer.opset_import[0].version = 99
+    with pytest.raises(ConfigError, match=r"cannot run the model .opset 99.: choose") as caught:
+        open_model(newer)
+    assert "\n" not in str(caught.value)
+
+
+def test_exporting_says_nothing(capfd, caplog):
+    caplog.set_level(logging.WARNING)
+    logger = logging.getLogger("onnx_ir.passes.common.initializer_deduplication")
+    build(network("v2"), size=(32, 32))
+    said = capfd.readouterr()
+    assert said.out + said.err == "" and not caplog.records
+    assert logger.level == logging.NOTSET
 
 
 def test_int8_needs_pictures_and_the_end_to_end_form():

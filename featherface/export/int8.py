@@ -35,7 +35,7 @@ class Quantised:
     model: ModelProto
     layers: tuple[str, ...]  # names of the convolutions
     left: tuple[str, ...]  # worth it by size, but too far off
-    score_error: float  # mean change of the scores that matter, on the calibration pictures
+    score_error: float  # of `model`: mean change of the scores that matter, calibration pictures
 
 
 def quantise(
@@ -63,15 +63,16 @@ def quantise(
     ranges = _ranges(model, worth, pictures)
     expected = _scores(model, pictures)
 
-    def error(layers: Sequence[NodeProto]) -> float:
-        return _mean_change(expected, _scores(_with_qdq(model, layers, ranges), pictures))
+    def error(made: ModelProto) -> float:
+        return _mean_change(expected, _scores(made, pictures))
 
-    alone = {node.name: error([node]) for node in worth}
+    alone = {node.name: error(_with_qdq(model, [node], ranges)) for node in worth}
     chosen = sorted(worth, key=lambda node: alone[node.name])
-    while chosen and error(chosen) > score_error:
-        chosen.pop()
-    gain = {node.name: alone[node.name] / weights[node.input[1]].size for node in chosen}
     small = _small(model, chosen, ranges)
+    while chosen and error(small) > score_error:
+        chosen.pop()
+        small = _small(model, chosen, ranges)
+    gain = {node.name: alone[node.name] / weights[node.input[1]].size for node in chosen}
     for node in sorted(chosen, key=lambda node: -gain[node.name]):
         rest = [other for other in chosen if other is not node]
         candidate = _small(model, rest, ranges)
@@ -82,7 +83,7 @@ def quantise(
         model=small,
         layers=tuple(node.name for node in worth if node.name in names),
         left=tuple(node.name for node in worth if node.name not in names),
-        score_error=error(chosen),
+        score_error=error(small),
     )
 
 
@@ -232,6 +233,8 @@ def _store_in_half(model: ModelProto) -> None:
         array = numpy_helper.to_array(item)
         if array.dtype != np.float32 or array.size < _SMALLEST_HALF or item.name in scales:
             continue
+        if np.abs(array).max() > np.finfo(np.float16).max:  # it would become infinite
+            continue
         casts.append(
             helper.make_node("Cast", [f"{item.name}_half"], [item.name], f"{item.name}_wide", to=1)
         )
@@ -245,7 +248,7 @@ def _store_in_half(model: ModelProto) -> None:
 def _shorten_names(model: ModelProto) -> None:
     """Values and nodes get numbers for names: names are a tenth of a small file."""
     graph = model.graph
-    fixed = {item.name for item in (*graph.input, *graph.output)}
+    fixed = {VALUES, *(item.name for item in (*graph.input, *graph.output))}
     short: dict[str, str] = {"": ""}
 
     def name(old: str) -> str:
