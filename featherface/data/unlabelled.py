@@ -19,20 +19,24 @@ def read_unlabelled(folders: str) -> list[Photo]:
     if not folders.strip():
         return []
     names = [name.strip() for name in folders.split(",")]
-    return [photo for name in names for photo in _unlabelled_in(name, folders)]
-
-
-def _unlabelled_in(name: str, folders: str) -> list[Photo]:
-    if not name:
+    if not all(names):
         raise DataError(f"--unlabelled {folders!r} has a comma with no folder beside it: remove it")
-    folder = Path(os.path.expanduser(name))  # the shell expands only the first of several
+    wanted = "folders of photos, separated by commas,"
+    return [photo for name in names for photo in photos_in(name, "--unlabelled", wanted=wanted)]
+
+
+def photos_in(
+    folder: str | os.PathLike, flag: str, *, wanted: str = "a folder of photos"
+) -> list[Photo]:
+    """The photos in one folder and below it, as of `read_unlabelled`.
+
+    flag: what its errors name. wanted: what to give instead of a folder that does not exist.
+    """
+    folder = Path(folder).expanduser()  # the shell expands only the first of several
     if folder.is_file():
-        raise DataError(f"--unlabelled: {folder} is a file; give the folder that holds the photos")
+        raise DataError(f"{flag}: {folder} is a file; give the folder that holds the photos")
     if not folder.is_dir():
-        raise DataError(
-            f"--unlabelled: folder {folder} does not exist; give folders of photos, separated by "
-            "commas, or leave it out"
-        )
+        raise DataError(f"{flag}: folder {folder} does not exist; give {wanted} or leave it out")
     paths = [
         path
         for path in sorted(folder.rglob("*"))
@@ -42,7 +46,7 @@ def _unlabelled_in(name: str, folders: str) -> list[Photo]:
     ]
     if not paths:
         raise DataError(
-            f"--unlabelled: no photo in {folder} or below it ({' '.join(PHOTO_SUFFIXES)}); put "
+            f"{flag}: no photo in {folder} or below it ({' '.join(PHOTO_SUFFIXES)}); put "
             "some there or leave the folder out"
         )
     root = folder.resolve().name  # also where the folder is given as "."

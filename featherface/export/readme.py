@@ -15,15 +15,15 @@ faces = OnnxDetector("{onnx}").detect("photo.jpg")
 faces = Detector("{package}").detect("photo.jpg")
 faces.boxes, faces.scores, faces.landmarks       # (K, 4) x1 y1 x2 y2, (K,), (K, 5, 2), in pixels
 ```
-
-Without this project, with ONNX Runtime alone:
+"""
+_ALONE = """Without this project, with ONNX Runtime alone:
 
 ```python
 import cv2, numpy as np, onnxruntime
 
 session = onnxruntime.InferenceSession("{onnx}", providers=["CPUExecutionProvider"])
 boxes, scores, landmarks = session.run(None, {{
-    "image": cv2.imread("photo.jpg"),                    # (H, W, 3) uint8 BGR, any size
+    "image": cv2.imread("photo.jpg"),                    # {shape} uint8 BGR, {sides}
     "score_threshold": np.array({score}, np.float32),    # optional, as is iou_threshold
 }})
 ```
@@ -46,17 +46,15 @@ def readme(
     facts: Mapping[str, Any],
     metrics: Mapping[str, Any],
     evaluations: Sequence[Mapping[str, Any]],
+    size: tuple[int, int] | None = None,
 ) -> str:
-    """The text. files: name, bytes, holds of each; facts: what was exported, and on what machine;
-    metrics: what `export` measured; evaluations: those recorded in the weights file."""
-    names = [str(item["name"]) for item in files]
-    onnx = next((name for name in names if name.endswith("_deployment.onnx")), None)
+    """The text. files: name, bytes, holds, kind of each; facts: what was exported, and on what
+    machine; metrics: what `export` measured; evaluations: those recorded in the weights file;
+    size: height and width of the ONNX files, None: any."""
     parts = [f"# {title}", "", *_lines(facts), ""]
     parts += ["| file | bytes | holds |", "|---|---|---|"]
     parts += [f"| `{item['name']}` | {item['bytes']:,} | {item['holds']} |" for item in files]
-    if onnx:
-        package = next(name for name in names if name.endswith(".pth"))
-        parts += ["", _USE.format(onnx=onnx, package=package, score=DISPLAY_SCORE)]
+    parts += ["", *_use({str(item["kind"]): str(item["name"]) for item in files}, size)]
     mean = "/".join(f"{value:g}" for value in MEAN_BGR)
     parts += ["", _PROCESSING.format(mean=mean, score=DISPLAY_SCORE, iou=NMS_IOU,
                                      top=f"{PRE_NMS_TOP_K:,}", keep=KEEP_TOP_K)]  # fmt: skip
@@ -66,6 +64,17 @@ def readme(
         parts += ["", *_int8(metrics["int8"])]
     parts += ["", *_precision(metrics.get("average_precision") or (), evaluations)]
     return "\n".join(parts).replace("\n\n\n", "\n\n").rstrip() + "\n"
+
+
+def _use(names: Mapping[str, str], size: tuple[int, int] | None) -> list[str]:
+    """How to use the file that serves most; names: by kind."""
+    whole = next((names[kind] for kind in ("end_to_end", "int8", "fp16") if kind in names), None)
+    lines = [_USE.format(onnx=whole or names["raw"], package=names["package"])]
+    if not whole:
+        return lines
+    shape = f"({size[0]}, {size[1]}, 3)" if size else "(H, W, 3)"
+    sides = f"exactly {size[0]}×{size[1]}" if size else "any size"
+    return [*lines, _ALONE.format(onnx=whole, score=DISPLAY_SCORE, shape=shape, sides=sides)]
 
 
 def _lines(facts: Mapping[str, Any]) -> list[str]:
@@ -85,8 +94,17 @@ def _parity(parity: Mapping[str, Mapping[str, Any]]) -> list[str]:
                 f"{values['scores']:.1e}, landmarks within {values['landmarks']:.1e} px"
             )
             continue
+        low = values["score_threshold"] < DISPLAY_SCORE
+        about = f"`{name}`: " + (
+            f"no face in these pictures; over a score of {values['score_threshold']:.2g}: "
+            if low
+            else ""
+        )
+        if not values["faces"]:
+            lines.append(f"- {about}no face in both, {values['in_one_only']} in one only")
+            continue
         lines.append(
-            f"- `{name}`: {values['faces']} faces in both, {values['in_one_only']} in one only, "
+            f"- {about}{values['faces']} faces in both, {values['in_one_only']} in one only, "
             f"box IoU at least {values['smallest_iou']:.6f}, scores within "
             f"{values['score_difference']:.1e}"
         )
@@ -98,7 +116,9 @@ def _speed(rows: Sequence[Mapping[str, Any]], machine: str) -> list[str]:
     if not rows:
         return []
     lines = [f"Time on one thread, milliseconds of CPU time, {rows[0]['size']} (height × width), "
-             f"all in turn in one process, {rows[0]['rounds']} rounds, {machine}:", ""]  # fmt: skip
+             f"all in turn in one process, {rows[0]['rounds']} rounds, {machine}. Forward: "
+             "prepared pixels to all anchors, which the raw form decodes and PyTorch here does "
+             "not:", ""]  # fmt: skip
     lines += ["| what | network | median | smallest–largest | × PyTorch |", "|---|---|---|---|---|"]
     return lines + [
         f"| {row['what']} | {row['network']} | {row['median']:.1f} | {row['min']:.1f}–"
@@ -109,11 +129,18 @@ def _speed(rows: Sequence[Mapping[str, Any]], machine: str) -> list[str]:
 
 def _int8(facts: Mapping[str, Any]) -> list[str]:
     """What is 8-bit, and whether it is faster."""
-    verdict = "faster" if facts["ratio"] < 0.98 else "not faster"
+    if facts["ratio"] is None:
+        speed = "Its speed was not measured (`--rounds`)."
+    else:
+        verdict = "faster" if facts["ratio"] < 0.98 else "not faster"
+        speed = (f"On this machine it is {verdict} than float: {facts['ratio']:.2f}× its time, "
+                 "picture to faces. Processors without VNNI may differ.")  # fmt: skip
     return [
         f"INT8: {facts['layers']} convolutions compute in 8 bits, {facts['left']} that were worth "
-        f"it by size stay in float for accuracy. On this machine it is {verdict} than float: "
-        f"{facts['ratio']:.2f}× its time, picture to faces. Processors without VNNI may differ."
+        f"it by size stay in float for accuracy. Calibrated on {facts['calibrated_on']}, on which "
+        "the parity above is measured too; there the scores that matter change by "
+        f"{facts['score_error']:.4f} on average. AP against float is measured with `--data` only. "
+        f"{speed}"
     ]
 
 

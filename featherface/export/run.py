@@ -3,7 +3,7 @@
 import os
 import platform
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from torch import nn
 import featherface.export.measure as measure
 from featherface.checkpoint import build_model, read_file
 from featherface.detector import Detector
-from featherface.errors import ConfigError
-from featherface.export.graph import FORMS, OPSET, Size, build, check_settings
+from featherface.errors import CheckpointError, ConfigError
+from featherface.evaluation.sets import find_evaluation_set
+from featherface.export.graph import FORMS, OPSET, Size, build, check_settings, open_model
 from featherface.export.int8 import Quantised, quantise
-from featherface.export.package import package, recorded, sha256, write_package
+from featherface.export.package import package, sha256, write_package
 from featherface.export.readme import readme
-from featherface.files import atomic_path, write_text
+from featherface.files import atomic_path, check_writable, write_text
 from featherface.onnx_detector import OnnxDetector
 from featherface.provenance import commit, versions
 
@@ -31,7 +32,7 @@ HOLDS = {
     "end_to_end": "ONNX, end to end: a picture in, its faces out",
     "raw": "ONNX, raw: prepared pixels in, all anchors out, decoded; any batch",
     "int8": "ONNX, end to end, INT8 where it pays",
-    "fp16": "ONNX, end to end, the network in float16: for GPUs",
+    "fp16": "ONNX, end to end, the network in float16: for GPUs, not timed on a GPU here",
 }
 
 
@@ -64,6 +65,7 @@ class Exported:
     """What a run made: models by kind, and every figure it measured."""
 
     models: dict[str, ModelProto] = field(default_factory=dict)
+    whole: ModelProto | None = None  # the float form that INT8 was made of
     quantised: Quantised | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     files: list[Path] = field(default_factory=list)
@@ -82,6 +84,8 @@ def export(
     checkpoint = read_file(weights)
     model = build_model(checkpoint, weights)
     settings.check(model)
+    check_writable(out)
+    found = find_evaluation_set(settings.data, "val") if settings.data else None
     photos = measure.pictures(settings.photos)
     made = _build(model, settings, photos)
     with tempfile.TemporaryDirectory() as folder:
@@ -90,9 +94,15 @@ def export(
             paths[kind] = Path(folder) / _name(model, kind, settings.size)
             onnx.save(graph, paths[kind])
         made.metrics = _measure(model, made, settings, photos, paths)
+        if made.quantised:
+            made.metrics["int8"] = _int8(made, settings)
+        if found:
+            detectors = {kind: OnnxDetector(p, "cpu") for kind, p in paths.items() if kind != "raw"}
+            both: dict[str, Any] = {"PyTorch": Detector(model, device="cpu"), **detectors}
+            made.metrics["average_precision"] = measure.average_precision(both, found)
         content = package(model, checkpoint, source=weights, metrics=made.metrics)
         facts = _facts(model, weights, settings)
-        _write(made, content, facts, paths, Path(out), recorded(checkpoint))
+        _write(made, content, facts, paths, Path(out), settings)
     return made
 
 
@@ -111,11 +121,13 @@ def _build(model: nn.Module, settings: Settings, photos: list[np.ndarray]) -> Ex
     for form in settings.forms:
         made.models[form] = build(model, form=form, **options)  # type: ignore[arg-type]
     if settings.int8:
-        whole = made.models.get("end_to_end") or build(model, opset=settings.opset)
-        made.quantised = quantise(whole, measure.for_calibration(photos))
+        made.whole = made.models.get("end_to_end") or build(model, opset=settings.opset)
+        made.quantised = quantise(made.whole, measure.for_calibration(photos))
         made.models["int8"] = made.quantised.model
     if settings.fp16:
         made.models["fp16"] = build(model, half=True, **options)  # type: ignore[arg-type]
+    for graph in made.models.values():
+        open_model(graph)  # an opset that is too new for this ONNX Runtime is said here
     return made
 
 
@@ -146,37 +158,52 @@ def _measure(
             "sizes": f"long side {sides[0]} to {sides[-1]} pixels",
         }
     }
-    detectors: dict[str, Detector | OnnxDetector] = {"PyTorch": Detector(model, device="cpu")}
     for kind, path in paths.items():
         if kind == "raw":
             parity[path.name] = measure.raw_parity(model, made.models["raw"], sized, size)
             continue
-        detectors[kind] = found = OnnxDetector(path, device="cpu")
+        found = OnnxDetector(path, device="cpu")
         exact = kind == "end_to_end"
         parity[path.name] = measure.face_parity(Detector(model), found, sized, exact=exact)
     metrics: dict[str, Any] = {"parity": parity, "speed": []}
     if settings.rounds:
         shape = size or SPEED_SIZE
-        rows = measure.speed(model, made.models, photos[0], size=shape, rounds=settings.rounds)
+        graphs = {"end_to_end": made.whole, **made.models} if made.whole else made.models
+        rows = measure.speed(model, graphs, photos[0], size=shape, rounds=settings.rounds)
         about = {"size": f"{shape[0]}×{shape[1]}", "rounds": settings.rounds}
         metrics["speed"] = [{**row, **about} for row in rows]
-    if made.quantised:
-        metrics["int8"] = _int8(made.quantised, metrics["speed"])
-    if settings.data:
-        metrics["average_precision"] = measure.average_precision(detectors, settings.data)
     return metrics
 
 
-def _int8(quantised: Quantised, speed: list[dict[str, Any]]) -> dict[str, Any]:
-    """Which layers, and the time as a share of the float end-to-end form's."""
+def _int8(made: Exported, settings: Settings) -> dict[str, Any]:
+    """Which layers, and the time as a share of the float end-to-end form's; None: not measured."""
+    assert made.quantised
+    speed = made.metrics["speed"]
     times = {row["network"]: row["median"] for row in speed if row["what"] == "picture to faces"}
-    known = "int8" in times and "end_to_end" in times
     return {
-        "layers": len(quantised.layers),
-        "left": len(quantised.left),
-        "score_error": quantised.score_error,
-        "ratio": times["int8"] / times["end_to_end"] if known else float("nan"),
+        "layers": len(made.quantised.layers),
+        "left": len(made.quantised.left),
+        "score_error": made.quantised.score_error,
+        "calibrated_on": "a folder of photos" if settings.photos else "drawn pictures",
+        "ratio": times["int8"] / times["end_to_end"] if times else None,
     }
+
+
+def _tag(kinds: Iterable[str], size: Size | None) -> str:
+    """What tells a run's README from the main one: "" where the run makes the end-to-end form for
+    any size, else "_640x640", "_raw", …: such a run adds files to those of another."""
+    if "end_to_end" in kinds and size is None:
+        return ""
+    parts = [] if "end_to_end" in kinds else list(kinds)
+    return "".join(f"_{part}" for part in [*parts, *([f"{size[0]}x{size[1]}"] if size else [])])
+
+
+def _keeps(path: Path, content: Mapping[str, Any]) -> bool:
+    """Is the package of these weights there already?"""
+    try:
+        return read_file(path)["source"]["sha256"] == content["source"]["sha256"]
+    except (CheckpointError, KeyError, TypeError):
+        return False
 
 
 def _facts(model: nn.Module, weights: str | os.PathLike, settings: Settings) -> dict[str, Any]:
@@ -211,18 +238,21 @@ def _write(
     facts: Mapping[str, Any],
     paths: Mapping[str, Path],
     out: Path,
-    evaluations: list[Any],
+    settings: Settings,
 ) -> None:
-    """The package, the ONNX files and the README, each atomically."""
+    """The package, the ONNX files and the README, each atomically; a run that only adds files
+    leaves what describes the others."""
     package_path = out / f"featherface_{content['architecture']}_deployment.pth"
-    write_package(package_path, content)
+    tag = _tag(paths, settings.size)
+    if not (tag and _keeps(package_path, content)):
+        write_package(package_path, content)
     listed = [(package_path, "package")]
     for kind, path in paths.items():
         with atomic_path(out / path.name) as temporary:
             temporary.write_bytes(path.read_bytes())
         listed.append((out / path.name, kind))
     files = [
-        {"name": path.name, "bytes": path.stat().st_size, "holds": HOLDS[kind]}
+        {"name": path.name, "bytes": path.stat().st_size, "holds": HOLDS[kind], "kind": kind}
         for path, kind in listed
     ]
     text = readme(
@@ -230,7 +260,8 @@ def _write(
         files=files,
         facts=facts,
         metrics=made.metrics,
-        evaluations=evaluations,
+        evaluations=content["evaluations"],
+        size=settings.size,
     )
-    write_text(out / "README.md", text)
-    made.files = [path for path, _ in listed] + [out / "README.md"]
+    write_text(out / f"README{tag}.md", text)
+    made.files = [path for path, _ in listed] + [out / f"README{tag}.md"]
