@@ -6,9 +6,11 @@ original project's V1 files (a bare state dict, with or without `module.` and op
 as well. Everything is read with weights_only=True, so a file can carry data but not code.
 """
 
+import errno
 import os
 import pickle
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from featherface.models.v1 import FeatherFaceV1
 from featherface.models.v2 import FeatherFaceV2
 
 FORMAT = "featherface/1"
+NO_SPACE = 2**20  # bytes: with less left on the disk, a write that failed did so for want of it
 ARCHITECTURES: dict[str, type[nn.Module]] = {"v1": FeatherFaceV1, "v2": FeatherFaceV2}
 
 # The original project's names, in the order in which they are applied, and ours.
@@ -95,9 +98,17 @@ def read_file(path: str | os.PathLike, hint: str = "") -> dict[str, Any]:
 
 
 def write_file(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
-    """Save atomically: the old file stays whole until the new one is on disk."""
+    """Save atomically: the old file stays whole until the new one is on disk.
+
+    OSError where the disk is full, which torch's writer reports as an internal error.
+    """
     with atomic_path(path) as temporary:
-        torch.save(dict(content), temporary)
+        try:
+            torch.save(dict(content), temporary)
+        except RuntimeError as error:
+            if shutil.disk_usage(Path(temporary).parent).free > NO_SPACE:
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path)) from error
 
 
 def is_checkpoint(content: Mapping[str, Any]) -> bool:

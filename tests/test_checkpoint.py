@@ -1,5 +1,7 @@
 """Weights files: ours, the original project's, ImageNet's, and broken ones."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import shared
@@ -136,3 +138,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         write_file(path, {"format": FORMAT})
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["w.pth"]
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr("featherface.checkpoint.torch.save", fail)
+    with pytest.raises(RuntimeError, match="unexpected pos"):  # there is room: something else
+        write_file(tmp_path / "a.pth", {})
+    full = SimpleNamespace(total=1, used=1, free=0)
+    monkeypatch.setattr("featherface.checkpoint.shutil.disk_usage", lambda _: full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_file(tmp_path / "a.pth", {})
+    assert caught.value.filename == str(tmp_path / "a.pth") and not list(tmp_path.iterdir())

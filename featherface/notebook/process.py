@@ -30,6 +30,7 @@ PID_FILE, LOG_FILE, TABLE = "training.pid", "training.log", "training_log.csv"
 STOP_SECONDS = 120  # a step, a validation and a save may have to end first
 TAIL_BYTES = 20_000
 _BAR = re.compile(r"(\d+)/(\d+) \[.*?epoch (\d+), loss ([\d.einfa+-]+), ([\d.]+) images/s")
+_TRACEBACK_END = re.compile(r"[\w.]*(Error|Exception)\b")
 _WELL = ("done:", "stopped and saved")  # what a run says last that ended as it should
 _children: list[subprocess.Popen] = []  # kept, or Python would warn that they still run
 
@@ -166,6 +167,8 @@ def _failure(folder: Path, done: int, of: int) -> str:
     if not _record(folder) or any(line.startswith(_WELL) for line in said):
         return ""
     tail = said[-1] if said else "its log is empty"
+    if _TRACEBACK_END.match(tail):
+        return f"{tail} (not foreseen: please report it, with {folder / LOG_FILE})"
     return (
         f"the process ended without a word after {done} of {of} epochs (killed, or out of "
         f"memory?); last line of {folder / LOG_FILE}: {tail}"
