@@ -83,8 +83,9 @@ def measured_roofs(device: torch.device, config: TrainConfig) -> tuple[float, fl
     large = device.type == "cuda"
     size = 8192 if large else 1024
     with autocast(config, device):
-        kind = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled() else None
-    one = torch.randn(size, size, device=device, dtype=kind or torch.float32)
+        half = torch.is_autocast_enabled(device.type)
+    kind = torch.bfloat16 if half else torch.float32
+    one = torch.randn(size, size, device=device, dtype=kind)
     source = torch.empty(2**28 if large else 2**25, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     product = min(timed(lambda: one @ one, device) for _ in range(5))
