@@ -21,6 +21,7 @@ from featherface.errors import CheckpointError, ConfigError, DataError
 from featherface.evaluation import command, read_submission, write_submission
 from featherface.evaluation.command import labels
 from featherface.evaluation.protocols import PROTOCOLS, View, views, vote
+from featherface.evaluation.report import record_in_weights
 from featherface.evaluation.run import detect_photos
 from featherface.evaluation.sets import find_evaluation_set
 from featherface.models.v1 import FeatherFaceV1
@@ -349,7 +350,7 @@ def test_what_was_measured_is_recorded_in_the_weights(tmp_path, plain_folder, ca
     assert protocols == [("original", True), ("vga", True)]
     assert content["evaluations"][0]["all"].keys() == {"ap", "ap_exact", "faces"}
     with pytest.raises(CheckpointError, match="not a checkpoint of this project"):
-        command.record_in_weights([str(foreign)], {}, content["evaluations"][0])
+        record_in_weights({"foreign": str(foreign)}, {}, content["evaluations"][0])
 
 
 def test_help_is_quick_and_shows_defaults():

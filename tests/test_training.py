@@ -9,13 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tiny_sets import draw_squares
+from tiny_runs import equal, prepare, tiny_config, trained
 
-from featherface.checkpoint import FORMAT, load_model, read_file, write_file
+from featherface.checkpoint import load_model, read_file, write_file
 from featherface.config import TrainConfig
 from featherface.devices import random_state, set_random_state
 from featherface.errors import CheckpointError, ConfigError, DataError, TrainingError
-from featherface.models.v1 import FeatherFaceV1
 from featherface.training import engine
 from featherface.training.ema import make_ema
 from featherface.training.run import Run, resumed_config
@@ -24,37 +23,24 @@ from featherface.training.validation import Validator
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    """Photos with one or two bright squares as faces, eight and four, in the official layout."""
-    return draw_squares(tmp_path_factory.mktemp("data"), train=8, val=4)
+def root(tmp_path_factory) -> Path:
+    """Photos with one or two bright squares as faces, eight and four, and a teacher."""
+    return prepare(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory) -> Path:
-    torch.manual_seed(7)
-    path = tmp_path_factory.mktemp("teacher") / "v1.pth"
-    model = FeatherFaceV1()
-    write_file(path, {"format": FORMAT, "architecture": "v1", "model": model.state_dict()})
-    return path
+def data(root) -> Path:
+    return root / "data"
+
+
+@pytest.fixture(scope="module")
+def teacher(root) -> Path:
+    return root / "v1.pth"
 
 
 @pytest.fixture
-def config(data, teacher, tmp_path) -> TrainConfig:
-    return TrainConfig(
-        data=str(data),
-        teacher_model=str(teacher),
-        save_folder=str(tmp_path / "run"),
-        image_size=64,
-        batch_size=2,
-        epochs=2,
-        save_every=1,
-        num_workers=0,
-        device="cpu",
-    )
-
-
-def trained(config: TrainConfig, **options) -> dict[str, torch.Tensor]:
-    return read_file(engine.train(config, progress=False, **options))["model"]
+def config(root, tmp_path) -> TrainConfig:
+    return tiny_config(root, tmp_path / "run")
 
 
 def interrupting(monkeypatch, steps: int, number: int = signal.SIGINT) -> None:
@@ -68,10 +54,6 @@ def interrupting(monkeypatch, steps: int, number: int = signal.SIGINT) -> None:
             os.kill(os.getpid(), number)
 
     monkeypatch.setattr(engine, "_update", wrapped)
-
-
-def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 def test_a_run_writes_its_files_and_a_row_an_epoch(config):

@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
+from featherface.benchmark.costs import operation_counter
 from featherface.config import TrainConfig
 from featherface.training.steps import autocast
 
@@ -52,22 +52,10 @@ class _Bytes(TorchDispatchMode):
 
 def counted(work: Callable[[], Any]) -> tuple[float, float]:
     """The floating-point operations and the bytes of `work`, by what torch is asked to do."""
-    mapping = {
-        torch.ops.torchvision.deform_conv2d: _deformable_operations,
-        torch.ops.aten.convolution_backward: _backward_operations,
-    }
-    with FlopCounterMode(display=False, custom_mapping=mapping) as operations, _Bytes() as moved:
+    rules = {torch.ops.aten.convolution_backward: _backward_operations}
+    with operation_counter(rules) as operations, _Bytes() as moved:
         work()
     return float(operations.get_total_flops()), float(moved.total)
-
-
-def _deformable_operations(
-    image: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any
-) -> int:
-    """Two for each weight at each place, as a plain convolution; sampling is left out."""
-    batch, _, height, width = out_shape
-    outputs, inputs, *kernel = weight
-    return 2 * batch * height * width * outputs * inputs * kernel[0] * kernel[1]
 
 
 def _backward_operations(

@@ -13,13 +13,14 @@ from typing import Any
 
 from featherface import cli
 from featherface.config import DISPLAY_SCORE, EVALUATION_SCORE, NMS_IOU
-from featherface.errors import CheckpointError, ConfigError
+from featherface.errors import ConfigError
 from featherface.evaluation.average_precision import Evaluation
 from featherface.evaluation.calibration import reliability, setting_of_most_faces, summarise
 from featherface.evaluation.consistency import Pair, compare_with_first
 from featherface.evaluation.report import (
     calibration_text,
     consistency_text,
+    record_in_weights,
     to_text,
     write_results,
 )
@@ -70,7 +71,7 @@ def evaluate_command(description: str | None) -> None:
         record = describe(args, data)
         write(args, results, detected, {**record, "warnings": notes})
         if args.record:
-            record_in_weights(args.weights, results, record)
+            record_in_weights(labels(args.weights), results, record)
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
@@ -201,32 +202,6 @@ def sources(args: argparse.Namespace) -> dict[str, dict[str, str]]:
         }
         for name, path in named.items()
     }
-
-
-def record_in_weights(
-    weights: list[str], results: Mapping[str, Evaluation], record: Mapping[str, Any]
-) -> None:
-    """Add the AP to each weights file, under "evaluations"; the same measurement is replaced.
-
-    CheckpointError for a file that is none of this project's, such as the original project's.
-    """
-    from featherface.checkpoint import is_checkpoint, read_file, write_file
-
-    kept = ("description", "protocol", "images", "subset", "score_threshold", "iou_threshold")
-    about = {name: record[name] for name in (*kept, "commit")}
-    for name, path in labels(weights).items():
-        content = read_file(path)
-        if not is_checkpoint(content):
-            raise CheckpointError(f"{path}: not a checkpoint of this project; nothing recorded")
-        now = (about["description"], about["protocol"])
-        others = [
-            part
-            for part in content.get("evaluations", [])
-            if (part["description"], part["protocol"]) != now
-        ]
-        content["evaluations"] = [*others, {**about, **results[name].as_dict()}]
-        write_file(path, content)
-        print(f"recorded in {path}")
 
 
 def pair_file(pair: Pair) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featherface.errors import CheckpointError
 from featherface.evaluation.average_precision import Evaluation
 from featherface.files import write_text
 
@@ -103,3 +104,30 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def record_in_weights(
+    weights: Mapping[str, str], results: Mapping[str, Evaluation], record: Mapping[str, Any]
+) -> None:
+    """Add the AP to each weights file, under "evaluations"; the same measurement is replaced.
+
+    weights: paths, by the names in `results`. CheckpointError for a file that is none of this
+    project's, such as the original project's.
+    """
+    from featherface.checkpoint import is_checkpoint, read_file, write_file
+
+    kept = ("description", "protocol", "images", "subset", "score_threshold", "iou_threshold")
+    about = {name: record[name] for name in (*kept, "commit")}
+    for name, path in weights.items():
+        content = read_file(path)
+        if not is_checkpoint(content):
+            raise CheckpointError(f"{path}: not a checkpoint of this project; nothing recorded")
+        now = (about["description"], about["protocol"])
+        others = [
+            part
+            for part in content.get("evaluations", [])
+            if (part["description"], part["protocol"]) != now
+        ]
+        content["evaluations"] = [*others, {**about, **results[name].as_dict()}]
+        write_file(path, content)
+        print(f"recorded in {path}")

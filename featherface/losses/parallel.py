@@ -33,7 +33,10 @@ def mean_of(part: Tensor) -> Tensor:
 
 
 class _Total(torch.autograd.Function):
-    """Sum over the processes; its gradient is the sum of theirs."""
+    """Sum over the processes; its gradient is the sum of theirs.
+
+    torch.distributed.nn has the same, and says that it will go.
+    """
 
     @staticmethod
     def forward(context: Any, value: Tensor) -> Tensor:

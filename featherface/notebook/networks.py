@@ -1,13 +1,12 @@
 """Section 4: what V1 and V2 cost, counted on the networks themselves."""
 
-import math
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from featherface.benchmark.costs import operation_counter
 from featherface.models.v1 import FeatherFaceV1
 from featherface.models.v2 import FeatherFaceV2
 from featherface.notebook.display import explained, note, show_figure, show_table
@@ -67,13 +66,10 @@ def network_table(size: int = SIZE) -> pd.DataFrame:
 def count_macs(network: nn.Module, size: int = SIZE) -> dict[str, int]:
     """{part: multiply-accumulates} of one forward of a (1, 3, size, size) image.
 
-    torch counts convolutions and linear layers; the deformable convolution is added by
-    `_deformable_flops`. Gates, norms, fusion and activations, under 2 % of the work, are not
-    counted, as is the custom.
+    Of convolutions, deformable ones too, and linear layers. Gates, norms, fusion and activations,
+    under 2 % of the work, are not counted, as is the custom.
     """
-    rules = {torch.ops.torchvision.deform_conv2d: _deformable_flops}
-    counter = FlopCounterMode(display=False, custom_mapping=rules)
-    with torch.no_grad(), counter:
+    with torch.no_grad(), operation_counter() as counter:
         network.eval()(torch.zeros(1, 3, size, size))
     counts = counter.get_flop_counts()
     name = type(network).__name__
@@ -93,16 +89,3 @@ def _is_part(module: str, key: str, network: nn.Module) -> bool:
     if isinstance(network.get_submodule(key), nn.ModuleList):
         return module.count(".") == 1 and module.startswith(f"{key}.")
     return module == key
-
-
-def _deformable_flops(
-    image: Any, weight: Any, *others: Any, out_shape: Any = None, **options: Any
-) -> int:
-    """Operations of a deformable convolution: those of the plain one of its shape.
-
-    Two an output value, input channel and kernel tap. Its offset and mask convolutions are plain
-    ones, which torch counts; the bilinear sampling (4 more multiply-accumulates an input channel
-    and tap, shared by all output channels) is left out, as in the published 1.24 G.
-    """
-    batch, channels, height, width = out_shape
-    return 2 * batch * channels * height * width * math.prod(weight[1:])
