@@ -38,6 +38,7 @@ from featherface.onnx_detector import OnnxDetector, open_session
 
 SIZES = ((320, 320), (480, 640), (640, 640), (720, 1280))  # height, width
 ENGINES = ("eager", "compile", "onnx")
+KINDS = ("forward", "end-to-end")
 COMPILE_SIZE = (640, 640)  # torch.compile takes minutes a size on a CPU
 _GROUP = {"seed": 0, "split": 0, "index": 1, "size": 640}  # a drawn group
 Call = Callable[[], object]
@@ -86,8 +87,8 @@ def speed(
             torch.set_num_threads(count)
             cv2.setNumThreads(count)
             for size in sizes:
-                for what in ("forward", "end-to-end"):
-                    times = _times(candidates, what, size, count, rounds)
+                times = _times(candidates, size, count, rounds)
+                for what in KINDS:
                     rows += _rows(candidates, times, what, size, count)
     if not {row["detector"] for row in rows} & set(networks):
         raise ConfigError(
@@ -110,17 +111,15 @@ def _restored_threads() -> Iterator[None]:
         cv2.setNumThreads(before[1])
 
 
-def _times(
-    candidates: Sequence[Candidate], what: str, size: Size, threads: int, rounds: int
-) -> Times:
-    """{"name|engine": seconds of every round}; candidates that do not run at this size are left
-    out."""
+def _times(candidates: Sequence[Candidate], size: Size, threads: int, rounds: int) -> Times:
+    """{"name|engine|what": seconds of every round}; candidates that do not run at this size are
+    left out. Both kinds take turns too: what a picture costs beside its forward is a difference."""
     calls: dict[str, Call] = {}
     for candidate in candidates:
-        make = candidate.forward if what == "forward" else candidate.complete
-        call = make(size, threads)
-        if call:
-            calls[f"{candidate.name}|{candidate.engine}"] = call
+        for what, make in zip(KINDS, (candidate.forward, candidate.complete), strict=True):
+            call = make(size, threads)
+            if call:
+                calls[f"{candidate.name}|{candidate.engine}|{what}"] = call
     with torch.inference_mode():
         return alternate(calls, rounds=rounds, cpu_time=threads == 1)
 
@@ -129,9 +128,9 @@ def _rows(
     candidates: Sequence[Candidate], times: Times, what: str, size: Size, threads: int
 ) -> list[dict[str, Any]]:
     rows = []
-    reference = next((key for key in ("V1|onnx", "V1|eager") if key in times), None)
+    reference = next((key for key in (f"V1|onnx|{what}", f"V1|eager|{what}") if key in times), None)
     for candidate in candidates:
-        key = f"{candidate.name}|{candidate.engine}"
+        key = f"{candidate.name}|{candidate.engine}|{what}"
         if key not in times:
             continue
         low, median, high = 1000 * np.quantile(times[key], (0.25, 0.5, 0.75))
