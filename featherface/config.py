@@ -95,11 +95,19 @@ class TrainConfig:
         "what runs the teacher: ONNX Runtime (5 times faster on a CPU) or torch; auto: by device",
         ("auto", "torch", "onnx"),
     )
+    replay_epochs: int = setting(
+        0,
+        "epochs after which the same crops come again: the teacher's answers to them are kept on "
+        "disk; 0: always new crops",
+    )
     init: str = setting("teacher", "start of the backbone", ("teacher", "imagenet", "scratch"))
     weights: str = setting("", "start from these weights of the same network, instead of --init")
     backbone_weights: str = setting(
         "weights/mobilenetV1X0.25_pretrain.tar",
         "for --init imagenet: that checkpoint, or a V1 or V2",
+    )
+    frozen_blocks: int = setting(
+        0, "first blocks of the backbone that stay as they start, 0 to 6: less to compute"
     )
     # distillation: total = (1 − α)·task + α·distillation + λ·feature
     temperature: float = setting(4.0, "T: softens teacher and student in the class KL")
@@ -194,7 +202,7 @@ def _check(config: TrainConfig) -> None:
     not_negative = (
         "limit min_face feature_weight mixup_alpha dropblock_prob box_weight landmark_weight "
         "negative_ratio min_lr weight_decay warmup_epochs clip_norm ema_decay seed "
-        "validate_every validate_photos bn_batches batch_size"
+        "validate_every validate_photos bn_batches batch_size replay_epochs"
     )
     shares = (
         "alpha flip_prob photometric_prob mixup_prob cutmix_prob clean_share anchor_sampling_prob"
@@ -205,6 +213,7 @@ def _check(config: TrainConfig) -> None:
         (shares, "lie in 0..1", lambda v: 0 <= v <= 1),
         ("hold_out", "lie in 0..1, below 1", lambda v: 0 <= v < 1),
         ("ema_decay dropblock_prob", "be below 1", lambda v: v < 1),
+        ("frozen_blocks", "lie in 0..6", lambda v: 0 <= v <= 6),
         ("num_workers", "be -1 or more", lambda v: v >= -1),
         ("dropblock_size", "be odd and above 0", lambda v: v > 0 and v % 2 == 1),
         ("image_size", f"be a multiple of {PAD_MULTIPLE}", lambda v: v % PAD_MULTIPLE == 0),
@@ -217,6 +226,13 @@ def _check(config: TrainConfig) -> None:
         for name in names.split():
             if not holds(getattr(config, name)):
                 raise ConfigError(f"{name} must {rule}; got {getattr(config, name)!r}")
+    if config.replay_epochs:
+        for name in "feature_weight mixup_prob cutmix_prob".split():
+            if getattr(config, name):
+                raise ConfigError(
+                    f"replay_epochs keeps the teacher's answers to unmixed images, and not its "
+                    f"features: set {name} to 0"
+                )
 
 
 V2 = TrainConfig()

@@ -41,7 +41,7 @@ class FaceDataset(Dataset):
         files: Sequence[PhotoFile] | None = None,
     ) -> None:
         self.photos, self.files = photos, files
-        self.seed = config.seed
+        self.seed, self.replay_epochs = config.seed, config.replay_epochs
         self.transform = training_transform(config)
 
     def __len__(self) -> int:
@@ -49,6 +49,8 @@ class FaceDataset(Dataset):
 
     def __getitem__(self, key: Key) -> tuple[Tensor, Target]:
         epoch, index = key
+        if self.replay_epochs:
+            epoch %= self.replay_epochs
         with torch.random.fork_rng(devices=[]):
             # not torch.manual_seed: it would also reseed the GPUs of the training loop
             torch.default_generator.manual_seed(_mix(self.seed, epoch, index))

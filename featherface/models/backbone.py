@@ -1,6 +1,8 @@
 """MobileNetV1 ×0.25 (arXiv 1704.04861), the backbone of V1 and V2, with LeakyReLU as in
 RetinaFace."""
 
+from typing import Self
+
 from torch import Tensor, nn
 
 from featherface.models.layers import conv_bn
@@ -37,7 +39,18 @@ class MobileNetQuarter(nn.Module):
         self.stage2 = nn.Sequential(
             _separable(64, 128, stride=2), *(_separable(128, 128) for _ in range(5))
         )
+        self.frozen = 0  # first blocks of stage1 that do not learn
         self.stage3 = nn.Sequential(_separable(128, 256, stride=2), _separable(256, 256))
+
+    def freeze(self, blocks: int) -> None:
+        """Keep the first blocks of stage1 as they are, their batch norms included: 0..6."""
+        self.frozen = blocks
+        self.stage1[:blocks].requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.stage1[: self.frozen].eval()
+        return self
 
     def forward(self, x: Tensor) -> list[Tensor]:
         p3 = self.stage1(x)

@@ -8,6 +8,8 @@ from featherface.config import TrainConfig
 from featherface.errors import ConfigError
 from featherface.models.v1 import FeatherFaceV1
 from featherface.models.v2 import FeatherFaceV2
+from featherface.training.answers import RememberingTeacher
+from featherface.training.folder import answers_folder
 from featherface.training.processes import with_shared_norms
 from featherface.training.steps import DistillationStep, Step, SupervisedStep
 from featherface.training.teacher import make_teacher
@@ -46,11 +48,15 @@ def make_step(config: TrainConfig, *, device: torch.device, steps: int) -> Step:
     steps: of the whole run.
     """
     teacher = None if config.model == "v1" else load_teacher(config)
-    model = with_shared_norms(make_model(config, teacher), config, device)
+    model = make_model(config, teacher)
+    model.backbone.freeze(config.frozen_blocks)  # type: ignore[operator, union-attr]
+    model = with_shared_norms(model, config, device)
     model = _placed(model, device)
     if teacher is None:
         return SupervisedStep(model, config)
     engine = make_teacher(_placed(teacher, device), config, device=device, steps=steps)
+    if config.replay_epochs:
+        engine = RememberingTeacher(engine, answers_folder(config))
     step = DistillationStep(model, engine, config)
     step.trained.to(device)
     return step

@@ -1,6 +1,7 @@
 """The training loop, one for V1 and V2, in one process or several."""
 
 import itertools
+import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import update_bn
+from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
 from featherface.config import TrainConfig
@@ -22,7 +23,7 @@ from featherface.preprocess import normalise
 from featherface.structures import Batch
 from featherface.training.build import make_step
 from featherface.training.compiling import compile_networks, is_wanted
-from featherface.training.folder import checkpoint_path, prepare_folder
+from featherface.training.folder import answers_folder, checkpoint_path, prepare_folder
 from featherface.training.log import TrainingLog
 from featherface.training.memory import fitting_batch, memory_errors_explained, trial_of
 from featherface.training.photos import training_photos
@@ -89,6 +90,8 @@ def train(
         if process.first:
             run.save_weights(final)
         wait_for_all()
+        if process.first:
+            shutil.rmtree(answers_folder(config), ignore_errors=True)
         return final
 
 
@@ -250,4 +253,25 @@ def _estimate_batch_norms(run: Run, loader: Iterable[Batch]) -> None:
     batches = itertools.islice(loader, run.config.bn_batches * run.process.total)
     if run.config.bn_batches:
         pixels = (normalise(images.to(run.device)) for images, _ in batches)
-        update_bn(pixels, run.averaged_model)
+        estimate_batch_norms(run.averaged_model, pixels)
+
+
+@torch.no_grad()
+def estimate_batch_norms(model: torch.nn.Module, images: Iterable[Tensor]) -> None:
+    """Running statistics anew, as plain averages over the batches; those of frozen blocks stay.
+
+    torch.optim.swa_utils.update_bn would also forget theirs, and not learn them again.
+    """
+    was_training = model.training
+    model.train()
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    norms = [norm for norm in norms if norm.training]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+    for batch in images:
+        model(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.train(was_training)

@@ -13,6 +13,11 @@ def checkpoint_path(config: TrainConfig, what: int | str) -> Path:
     return Path(config.save_folder) / f"FeatherFace{config.model.upper()}_{part}.pth"
 
 
+def answers_folder(config: TrainConfig) -> Path:
+    """Where a run keeps the teacher's answers while it lasts, see `replay_epochs`."""
+    return Path(config.save_folder) / "answers"
+
+
 def prepare_folder(config: TrainConfig, *, keep: bool, overwrite: bool) -> None:
     """Make the save folder, see that it can be written to, and that no run lies there.
 

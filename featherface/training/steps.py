@@ -110,7 +110,8 @@ class DistillationStep:
         """The student's answer, with gradient, for (B, 3, H, W)."""
         student = self.trained["model"]
         features = student.forward_features(images)  # type: ignore[operator]
-        return Answer(student.forward_head(features), features)  # type: ignore[operator]
+        answer = Answer(student.forward_head(features), features)  # type: ignore[operator]
+        return answer if self.config.feature_weight else answer._replace(features=[])
 
     def __call__(
         self, images: Tensor, targets: Target, faces: int | None = None
@@ -135,7 +136,7 @@ class DistillationStep:
             student.predictions,
             teacher.predictions,
             student.features,
-            teacher.features,
+            teacher.features if config.feature_weight else [],
             anchors=anchors,
             selected=selected,
         )

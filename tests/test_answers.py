@@ -1,0 +1,181 @@
+"""Crops that come again and the teacher's answers to them; blocks of the backbone that stay."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import equal, prepare, tiny_config, trained
+
+from featherface.checkpoint import load_model
+from featherface.config import TrainConfig
+from featherface.data.loader import make_loader
+from featherface.errors import ConfigError
+from featherface.models.v2 import FeatherFaceV2
+from featherface.structures import Predictions
+from featherface.training import build, engine
+from featherface.training.answers import RememberingTeacher
+from featherface.training.folder import answers_folder, checkpoint_path
+from featherface.training.photos import training_photos
+from featherface.training.run import Run
+from featherface.training.teacher import Answer, TorchTeacher
+
+UNMIXED = {"mixup_prob": 0.0, "cutmix_prob": 0.0, "feature_weight": 0.0}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return prepare(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def config(root, tmp_path) -> TrainConfig:
+    return tiny_config(root, tmp_path / "run").replace(**UNMIXED, replay_epochs=1, epochs=3)
+
+
+class Counting:
+    """A teacher that answers with the image's mean, and counts the images it was shown."""
+
+    def __init__(self, scale: float = 1.0) -> None:
+        self.model, self.asked = torch.nn.Linear(1, 1), 0
+        torch.nn.init.constant_(self.model.weight, scale)
+        torch.nn.init.zeros_(self.model.bias)
+
+    def __call__(self, images: torch.Tensor) -> Answer:
+        self.asked += len(images)
+        mean = images.mean((1, 2, 3))[:, None, None] * self.model.weight.item()
+        return Answer(Predictions(*(mean.expand(-1, 5, n) for n in (4, 2, 10))), [images])
+
+
+def images(count: int) -> torch.Tensor:
+    return torch.randn(count, 3, 32, 32).mul(50).contiguous(memory_format=torch.channels_last)
+
+
+def test_an_image_is_answered_once_in_any_batch_and_any_memory_layout(tmp_path):
+    teacher, batch = Counting(), images(3)
+    remembering = RememberingTeacher(teacher, tmp_path)
+    first = remembering(batch)
+    assert teacher.asked == 3
+    again = RememberingTeacher(teacher, tmp_path)(batch[[2, 0]].contiguous())
+    assert teacher.asked == 3
+    torch.testing.assert_close(again.predictions.box_deltas, first.predictions.box_deltas[[2, 0]])
+    mixed = torch.cat((images(1), batch[1:2]))
+    later = remembering(mixed).predictions
+    assert teacher.asked == 4
+    mean = mixed.mean((1, 2, 3))[:, None, None].expand(-1, 5, 2)
+    torch.testing.assert_close(later.class_logits, mean, atol=2e-3, rtol=1e-3)
+    assert [part.shape[-1] for part in later] == [4, 2, 10] and not first.features
+
+
+def test_new_answers_are_rounded_as_the_kept_ones(tmp_path):
+    remembering, batch = RememberingTeacher(Counting(), tmp_path), images(2)
+    for got, wanted in zip(
+        remembering(batch).predictions, remembering(batch).predictions, strict=True
+    ):
+        assert torch.equal(got, wanted)
+
+
+def test_another_teacher_and_a_broken_file_are_asked_anew(tmp_path):
+    batch = images(1)
+    RememberingTeacher(Counting(), tmp_path)(batch)
+    other = Counting(scale=2.0)
+    answer = RememberingTeacher(other, tmp_path)(batch).predictions.class_logits
+    assert other.asked == 1
+    torch.testing.assert_close(answer.mean(), 2 * batch.mean(), atol=2e-3, rtol=1e-3)
+    for file in tmp_path.glob("*.npy"):
+        file.write_bytes(file.read_bytes()[:100])
+    RememberingTeacher(other, tmp_path)(batch)
+    assert other.asked == 2
+    for file in tmp_path.glob("*.npy"):
+        file.write_bytes(b"")
+    RememberingTeacher(other, tmp_path)(batch)
+    assert other.asked == 3
+
+
+def test_crops_come_again_after_the_replay_epochs(config):
+    config = config.replace(replay_epochs=2)
+    loader, sampler = make_loader(training_photos(config), config)
+
+    def epoch(number: int) -> set[bytes]:
+        sampler.set_epoch(number)
+        return {image.numpy().tobytes() for batch in loader for image in batch.images}
+
+    crops = [epoch(number) for number in range(4)]
+    assert crops[0] == crops[2] and crops[1] == crops[3] and not crops[0] & crops[1]
+
+
+def test_a_replayed_run_asks_its_teacher_once_and_goes_on_to_the_same_result(
+    config, tmp_path, monkeypatch
+):
+    asked = []
+    answer = TorchTeacher.__call__
+
+    def counted(self, images):
+        asked.append(len(images))
+        return answer(self, images)
+
+    monkeypatch.setattr(TorchTeacher, "__call__", counted)
+    whole = trained(config)
+    assert sum(asked) == 8  # photos, not 24
+    assert not answers_folder(config).exists()
+
+    broken = config.replace(save_folder=str(tmp_path / "broken"))
+    finish = engine._finish_epoch
+
+    def fails(run: Run):
+        if run.epoch == 1:
+            raise KeyboardInterrupt
+        return finish(run)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(engine, "_finish_epoch", fails)
+        engine.train(broken, progress=False)
+    assert len(list(answers_folder(broken).glob("*.npy"))) == 8
+    assert equal(whole, trained(broken, resume=checkpoint_path(broken, "last")))
+    assert sum(asked) == 16
+
+
+@pytest.mark.parametrize("name", UNMIXED)
+def test_replay_refuses_what_it_cannot_keep(name):
+    with pytest.raises(ConfigError, match=rf"replay_epochs.*set {name} to 0"):
+        TrainConfig(**{**UNMIXED, name: 0.5}, replay_epochs=1)
+
+
+def test_frozen_blocks_stay_and_all_else_learns(config, root):
+    config = config.replace(
+        replay_epochs=0, frozen_blocks=2, bn_batches=2, ema_decay=0.0, epochs=2, dropblock_prob=0
+    )
+    start = load_model(root / "v1.pth").backbone.state_dict()
+    after = trained(config)
+    backbone = {n.removeprefix("backbone."): v for n, v in after.items() if "backbone." in n}
+    for name, value in backbone.items():
+        frozen = name.startswith(("stage1.0.", "stage1.1."))
+        assert frozen == torch.equal(value, start[name]) or "num_batches" in name, name
+
+
+def test_a_frozen_backbone_gets_no_gradient(config):
+    config = config.replace(replay_epochs=0, frozen_blocks=6)
+    step = build.make_step(config, device=torch.device("cpu"), steps=1)
+    model = step.trained["model"]
+    model.train()
+    assert isinstance(model, FeatherFaceV2)
+    model(images(2)).class_logits.sum().backward()
+    assert all(p.grad is None for p in model.backbone.stage1.parameters())
+    assert any(p.grad is not None for p in model.backbone.stage2.parameters())
+    assert not any(block.training for block in model.backbone.stage1)
+    assert model.backbone.stage2.training
+
+
+def test_batch_norms_are_estimated_as_by_torch_where_nothing_is_frozen():
+    torch.manual_seed(0)
+    ours, theirs = FeatherFaceV2(), FeatherFaceV2()
+    theirs.load_state_dict(ours.state_dict())
+    batches = [images(4), images(4)]
+    engine.estimate_batch_norms(ours, batches)
+    torch.optim.swa_utils.update_bn(batches, theirs)
+    assert equal(ours.state_dict(), theirs.state_dict())
+
+
+@pytest.mark.parametrize("blocks", [-1, 7])
+def test_the_backbone_has_six_blocks_to_freeze(blocks):
+    with pytest.raises(ConfigError, match="frozen_blocks must lie in"):
+        TrainConfig(frozen_blocks=blocks)
