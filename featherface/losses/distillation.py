@@ -222,7 +222,7 @@ class Distillation(nn.Module):
     def _feature(self, student: list[Tensor], teacher: list[Tensor]) -> Tensor:
         """Mean distance over the levels, from maps (B, C, H, W) of each network; 0 without maps."""
         if not student and not teacher:
-            return self.projections[0].weight.new_zeros(())
+            return torch.zeros((), device=next(self.parameters()).device)
         distance = pearson_distance if self.feature_form == "pkd" else l2_distance
         levels = []
         for project, mine, theirs in zip(self.projections, student, teacher, strict=True):

@@ -1,8 +1,6 @@
 """MobileNetV1 ×0.25 (arXiv 1704.04861), the backbone of V1 and V2, with LeakyReLU as in
 RetinaFace."""
 
-from typing import Self
-
 from torch import Tensor, nn
 
 from featherface.models.layers import conv_bn
@@ -47,7 +45,7 @@ class MobileNetQuarter(nn.Module):
         self.frozen = blocks
         self.stage1[:blocks].requires_grad_(False)
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "MobileNetQuarter":
         super().train(mode)
         self.stage1[: self.frozen].eval()
         return self

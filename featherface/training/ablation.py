@@ -61,6 +61,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "T 4": {"temperature": 4.0},
     "box smooth-L1": {"distill_box": "smooth_l1"},
     "box weight 0.5": {"box_weight": 0.5},
+    "box weight 6": {"box_weight": 6.0},
     "landmark weight 0.05": {"landmark_weight": 0.05},
     "landmark weight 1": {"landmark_weight": 1.0},
     "feature 0": {"feature_weight": 0.0},

@@ -47,7 +47,7 @@ class RememberingTeacher:
     def _path(self, image: Tensor) -> Path:
         pixels = image.cpu().permute(1, 2, 0).contiguous()  # as it lies in memory: no copy
         digest = hashlib.sha256(self.weights)
-        digest.update(pixels.numpy())
+        digest.update(pixels.numpy().data)
         return self.folder / f"{digest.hexdigest()}.npy"
 
 
