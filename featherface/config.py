@@ -66,6 +66,9 @@ class TrainConfig:
     unlabelled: str = setting(
         "", "folders of photos without usable labels, comma-separated: the teacher alone teaches"
     )
+    unlabelled_faces: str = setting(
+        "", "detections.csv of scripts/detect.py for these photos: crops are drawn to hold a face"
+    )
     split: str = setting("train", "split to train on", ("train", "val", "test"))
     limit: int = setting(0, "use only the first N photos of the split; 0: all")
     hold_out: float = setting(

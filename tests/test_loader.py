@@ -10,6 +10,7 @@ from tiny_sets import make_photo
 
 from featherface.anchors import make_anchors, match
 from featherface.config import TrainConfig
+from featherface.data.decode import open_photo
 from featherface.data.loader import (
     EpochSampler,
     FaceDataset,
@@ -17,6 +18,7 @@ from featherface.data.loader import (
     make_loader,
     worker_count,
 )
+from featherface.data.recipe import RecipeDrawer, centre_inside, visible_part
 from featherface.data.widerface import read_split
 from featherface.errors import DataError
 
@@ -149,6 +151,26 @@ def test_unlabelled_photos_stay_unlabelled_and_without_faces(photos, workers):
     assert labelled.tolist() == [index != 2 for index in order]
     assert not batch.targets.weight[~labelled].any()
     assert batch.targets.to("cpu").labelled.equal(labelled)
+
+
+@pytest.mark.parametrize("anchor_sampling", [0.0, 1.0])
+def test_likely_faces_draw_the_crops_of_an_unlabelled_photo(photos, anchor_sampling):
+    face = np.array([[6, 6, 12, 12]], np.float32)  # near a corner, where few crops find it
+    near = replace(photos[2], labelled=False, likely=face)
+    config = CONFIG.replace(
+        crop_scale_min=0.3, crop_scale_max=0.4, anchor_sampling_prob=anchor_sampling
+    )
+    draw = RecipeDrawer(config)
+    file = open_photo(near.path)
+    held = [0, 0]
+    for kind, photo in enumerate((near, replace(near, likely=face[:0]))):
+        for seed in range(40):
+            torch.manual_seed(seed)
+            part = visible_part(file, draw(photo, file).window)
+            held[kind] += bool(centre_inside(face, part).any())
+    assert held[0] > 30 and held[1] < 15
+    _, target = FaceDataset([near], config)[(0, 0)]
+    assert target.boxes.shape == (0, 4) and not target.labelled
 
 
 def test_anchor_sampling_changes_the_samples_only_where_it_is_asked_for(photos):

@@ -195,6 +195,7 @@ def fingerprint(photos: Sequence[Photo]) -> str:
         digest.update(np.ascontiguousarray(photo.boxes, "<f4").tobytes())
         if not photo.labelled:
             digest.update(b"\0unlabelled\0")  # no name holds a zero byte
+            digest.update(np.ascontiguousarray(photo.likely, "<f4").tobytes())
     return digest.hexdigest()
 
 

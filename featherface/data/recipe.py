@@ -78,7 +78,7 @@ class RandomSquareCrop:
     `size` is the training size: larger crops are decoded shrunk, but never below it.
 
     With `anchor_sampling_prob` the square is instead drawn around one of the photo's faces, so that
-    the face meets a random anchor size. An unlabelled photo never gives a face.
+    the face meets a random anchor size. The faces of an unlabelled photo are its likely ones.
     """
 
     def __init__(
@@ -88,10 +88,9 @@ class RandomSquareCrop:
         self.anchor_sampling_prob = anchor_sampling_prob
 
     def __call__(self, photo: Photo, file: PhotoFile) -> Window:
-        if not photo.labelled:
-            photo = Photo.unlabelled(photo.path, photo.name)
         frame = np.array([file.width, file.height] * 2, np.float32)
-        boxes = np.clip(photo.boxes, 0, frame)  # annotations may reach beyond the photo
+        boxes = photo.boxes if photo.labelled else photo.likely
+        boxes = np.clip(boxes, 0, frame)  # annotations may reach beyond the photo
         faces = boxes[area(boxes) > 0] if self.anchor_sampling_prob > 0 else boxes[:0]
         if len(faces) and torch.rand(1).item() < self.anchor_sampling_prob:
             return self._draw_around(file, faces)

@@ -3,14 +3,21 @@
 import os
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+
 from featherface.data.annotations import Photo
 from featherface.errors import DataError
 
+BOX = ["x1", "y1", "x2", "y2"]
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
-def read_unlabelled(folders: str) -> list[Photo]:
+def read_unlabelled(folders: str, detections: str = "") -> list[Photo]:
     """The photos in `folders` (comma-separated) and below them, sorted, none of them labelled.
+
+    detections: a table of scripts/detect.py with the faces that they likely hold; DataError where
+    it cannot be read or names none of the photos.
 
     A photo's name is "<folder>/<path in it>". No folder at all ("") gives no photo; raises
     DataError for a folder that is missing, a file, or without photos. Like labelled photos these
@@ -22,7 +29,34 @@ def read_unlabelled(folders: str) -> list[Photo]:
     if not all(names):
         raise DataError(f"--unlabelled {folders!r} has a comma with no folder beside it: remove it")
     wanted = "folders of photos, separated by commas,"
-    return [photo for name in names for photo in photos_in(name, "--unlabelled", wanted=wanted)]
+    photos = [photo for name in names for photo in photos_in(name, "--unlabelled", wanted=wanted)]
+    return _with_likely(photos, Path(detections).expanduser()) if detections else photos
+
+
+def _with_likely(photos: list[Photo], table: Path) -> list[Photo]:
+    """The photos with the boxes that the table has for their files."""
+    flag = "--unlabelled-faces"
+    try:
+        rows = pd.read_csv(table)
+        boxes = rows[BOX].to_numpy(np.float32)
+        files = [Path(file).resolve() for file in rows["file"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it has no boxes of files"
+        raise DataError(
+            f"{flag}: {table} cannot be used ({reason}); give the detections.csv that "
+            "scripts/detect.py wrote for the photos"
+        ) from error
+    found: dict[Path, list[np.ndarray]] = {}
+    for file, box in zip(files, boxes, strict=True):
+        found.setdefault(file, []).append(box)
+    likely = [found.get(photo.path.resolve(), []) for photo in photos]
+    if not any(likely):
+        raise DataError(f"{flag}: {table} names none of the unlabelled photos; detect faces in them"
+                        " with scripts/detect.py")  # fmt: skip
+    return [
+        Photo.unlabelled(photo.path, photo.name, np.reshape(boxes, (-1, 4)).astype(np.float32))
+        for photo, boxes in zip(photos, likely, strict=True)
+    ]
 
 
 def photos_in(

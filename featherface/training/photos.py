@@ -21,7 +21,7 @@ def training_photos(config: TrainConfig) -> list[Photo]:
         return photos
     if config.model == "v1":
         raise ConfigError("--unlabelled needs a teacher, and V1 has none: leave it out")
-    return [*photos, *read_unlabelled(config.unlabelled)]
+    return [*photos, *read_unlabelled(config.unlabelled, config.unlabelled_faces)]
 
 
 def held_out_photos(config: TrainConfig) -> list[Photo]:

@@ -26,7 +26,7 @@ from featherface.training.teacher import TorchTeacher
 
 # settings that say where and how fast a run goes, not what it computes: free to change on --resume
 FREE_ON_RESUME = frozenset(
-    "data training_dataset unlabelled teacher_model backbone_weights weights "
+    "data training_dataset unlabelled unlabelled_faces teacher_model backbone_weights weights "
     "num_workers save_folder save_every device cache compile accumulate sync_bn "
     "validate_every validate_photos validate_protocol".split()
 )
