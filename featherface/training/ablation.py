@@ -64,6 +64,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "box weight 6": {"box_weight": 6.0},
     "landmark weight 0.05": {"landmark_weight": 0.05},
     "landmark weight 1": {"landmark_weight": 1.0},
+    "landmark weight 4": {"landmark_weight": 4.0},
     "feature 0": {"feature_weight": 0.0},
     "feature 1": {"feature_weight": 1.0},
     "feature L2": {"feature_form": "l2"},
