@@ -74,6 +74,20 @@ def _mix(*numbers: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
 
+def shared_batch(photos: int, batch_size: int, processes: int) -> int:
+    """Images a step, of all processes together: the batch size, or the photos where fewer.
+
+    ConfigError where the processes cannot share them equally.
+    """
+    batch = min(batch_size, photos)
+    if batch % processes:
+        raise ConfigError(
+            f"a batch of {batch} cannot be shared by {processes} processes: give a --batch-size "
+            "that they divide"
+        )
+    return batch
+
+
 class EpochSampler(Sampler[Key]):
     """Keys (epoch, index) in an order shuffled by (seed, epoch), in full batches.
 
@@ -90,12 +104,7 @@ class EpochSampler(Sampler[Key]):
         """
         self.photos, self.seed, self.shard = photos, seed, shard
         self.used = photos - photos % batch_size or photos
-        self.batch = min(batch_size, self.used)  # of all processes together
-        if self.batch % shard[1]:
-            raise ConfigError(
-                f"a batch of {self.batch} cannot be shared by {shard[1]} processes: give a "
-                "--batch-size that they divide"
-            )
+        self.batch = shared_batch(photos, batch_size, shard[1])
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from featherface.config import TrainConfig
 from featherface.data.cache import build_cache
 from featherface.data.cached import make_batches
+from featherface.data.loader import shared_batch
 from featherface.data.mixing import mix
 from featherface.data.prepare import fingerprint
 from featherface.devices import random_state, seed_device, set_random_state
@@ -64,6 +65,8 @@ def train(
         torch.manual_seed(config.seed)
         seed_device(config.seed + process.number, process.device)
         photos = training_photos(config)
+        if config.batch_size:
+            shared_batch(len(photos), config.batch_size, process.total)  # before a long decoding
         cache = build_cache(photos, config, process.device, progress=progress and process.first)
         config = _with_batch_size(config, process.device, photos=len(photos))
         loader, sampler = make_batches(photos, config, process.device, cache, shard=process.shard)
@@ -164,10 +167,14 @@ def train_one_epoch(run: Run, loader: Iterable[Batch], stop: GracefulStop, bar: 
             losses = run.step(pixels, targets, faces)
         _update(run, losses)
         run.batch += 1
+        due = run.batch % CHECK_EVERY == 0 or run.batch == run.steps_per_epoch
+        loss = _mean_loss(run) if due else None  # before the clock is read: it waits for the device
         run.seconds = time.monotonic() - started
         bar.update()
-        if run.batch % CHECK_EVERY == 0 or run.batch == run.steps_per_epoch:
-            _show(run, bar)
+        if loss is not None:
+            speed = run.batch * run.images_per_step / run.seconds
+            text = f"epoch {run.epoch + 1}, loss {loss:.3f}, {speed:.1f} images/s"
+            bar.set_postfix_str(text)
         if any_process(stop.requested):
             run.save(checkpoint_path(config, "last"))
             bar.close()
@@ -202,16 +209,15 @@ def _update(run: Run, losses: dict[str, Tensor]) -> None:
         run.sums[name] = run.sums.get(name, 0.0) + value.detach()
 
 
-def _show(run: Run, bar: tqdm) -> None:
-    """Loss and speed on the bar; a loss that is no number ends the run before it is saved."""
+def _mean_loss(run: Run) -> float:
+    """Of the epoch so far. One that is no number ends the run before it is saved."""
     mean = float(run.sums["loss"]) / run.batch
     if not torch.isfinite(torch.tensor(mean)):
         raise TrainingError(
             f"the loss became {mean} in epoch {run.epoch + 1}, step {run.batch}; resume from the "
             "last checkpoint with a lower --lr, or look at the data with scripts/prepare_data.py"
         )
-    speed = run.batch * run.images_per_step / run.seconds
-    bar.set_postfix_str(f"epoch {run.epoch + 1}, loss {mean:.3f}, {speed:.1f} images/s")
+    return mean
 
 
 def _validate(run: Run, validator: Validator) -> dict[str, float]:
