@@ -230,12 +230,21 @@ def _check(config: TrainConfig) -> None:
             if not holds(getattr(config, name)):
                 raise ConfigError(f"{name} must {rule}; got {getattr(config, name)!r}")
     if config.replay_epochs:
-        for name in "feature_weight mixup_prob cutmix_prob".split():
-            if getattr(config, name):
-                raise ConfigError(
-                    f"replay_epochs keeps the teacher's answers to unmixed images, and not its "
-                    f"features: set {name} to 0"
-                )
+        _check_replay(config)
+
+
+def _check_replay(config: TrainConfig) -> None:
+    if config.model == "v1":
+        raise ConfigError("replay_epochs keeps a teacher's answers, and V1 has none: leave it at 0")
+    if config.replay_epochs >= config.epochs:
+        raise ConfigError(f"replay_epochs must be below epochs; got {config.replay_epochs}")
+    needless = "feature_weight mixup_prob cutmix_prob".split()
+    needless = [name for name in needless if getattr(config, name)]
+    if needless:
+        raise ConfigError(
+            "replay_epochs keeps the teacher's answers to unmixed images, and not its features: "
+            f"set {', '.join(needless)} to 0"
+        )
 
 
 V2 = TrainConfig()

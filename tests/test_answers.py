@@ -1,5 +1,7 @@
 """Crops that come again and the teacher's answers to them; blocks of the backbone that stay."""
 
+from collections import namedtuple
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,13 @@ from featherface.checkpoint import load_model
 from featherface.config import TrainConfig
 from featherface.data.loader import make_loader
 from featherface.errors import ConfigError
+from featherface.files import write_text
 from featherface.models.v2 import FeatherFaceV2
 from featherface.structures import Predictions
 from featherface.training import build, engine
-from featherface.training.answers import RememberingTeacher
-from featherface.training.folder import answers_folder, checkpoint_path
+from featherface.training.answers import RememberingTeacher, check_room_for_answers
+from featherface.training.folder import answers_folder, checkpoint_path, prepare_folder
+from featherface.training.memory import trial_of
 from featherface.training.photos import training_photos
 from featherface.training.run import Run
 from featherface.training.teacher import Answer, TorchTeacher
@@ -114,9 +118,11 @@ def test_a_replayed_run_asks_its_teacher_once_and_goes_on_to_the_same_result(
         return answer(self, images)
 
     monkeypatch.setattr(TorchTeacher, "__call__", counted)
+    mine = Path(config.save_folder) / "answers" / "mine.txt"
+    write_text(mine, "not the run's")
     whole = trained(config)
     assert sum(asked) == 8  # photos, not 24
-    assert not answers_folder(config).exists()
+    assert not answers_folder(config).exists() and mine.exists()
 
     broken = config.replace(save_folder=str(tmp_path / "broken"))
     finish = engine._finish_epoch
@@ -132,12 +138,42 @@ def test_a_replayed_run_asks_its_teacher_once_and_goes_on_to_the_same_result(
     assert len(list(answers_folder(broken).glob("*.npy"))) == 8
     assert equal(whole, trained(broken, resume=checkpoint_path(broken, "last")))
     assert sum(asked) == 16
+    write_text(answers_folder(broken) / "old.npy", "")
+    prepare_folder(broken, keep=False, overwrite=True)
+    assert not answers_folder(broken).exists()
 
 
-@pytest.mark.parametrize("name", UNMIXED)
-def test_replay_refuses_what_it_cannot_keep(name):
-    with pytest.raises(ConfigError, match=rf"replay_epochs.*set {name} to 0"):
-        TrainConfig(**{**UNMIXED, name: 0.5}, replay_epochs=1)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mixup_prob": 0.5}, r"replay_epochs.*set mixup_prob to 0"),
+        ({"cutmix_prob": 0.5, "feature_weight": 0.1}, r"set feature_weight, cutmix_prob to 0"),
+        ({"model": "v1"}, r"V1 has none"),
+        ({"epochs": 1}, r"must be below epochs; got 1"),
+    ],
+)
+def test_replay_refuses_what_it_cannot_keep(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(**{**UNMIXED, **changes}, replay_epochs=1)
+
+
+def test_replay_is_refused_on_a_gpu_and_where_the_disk_is_too_small(config, monkeypatch):
+    with pytest.raises(ConfigError, match=r"for a CPU.*on meta"):
+        build.make_step(config, device=torch.device("meta"), steps=1)
+    Usage = namedtuple("Usage", "free")
+    needed = 8 * (2 * (8 * 8 + 4 * 4 + 2 * 2)) * 16 * 2  # photos, anchors at 64 pixels, float16
+    for free, message in ((needed - 1, "lower it"), (needed, "")):
+        monkeypatch.setattr("shutil.disk_usage", lambda path, free=free: Usage(free))
+        with pytest.raises(ConfigError, match=message) if message else nullcontext():
+            Path(config.save_folder).mkdir(exist_ok=True)
+            check_room_for_answers(config, photos=8)
+
+
+def test_a_trial_leaves_no_answers(config):
+    step = build.make_step(config, device=torch.device("cpu"), steps=1)
+    trial_of(step, config, torch.device("cpu"))(1)
+    assert isinstance(step.teacher, RememberingTeacher)
+    assert not answers_folder(config).exists()
 
 
 def test_frozen_blocks_stay_and_all_else_learns(config, root):
@@ -150,6 +186,12 @@ def test_frozen_blocks_stay_and_all_else_learns(config, root):
     for name, value in backbone.items():
         frozen = name.startswith(("stage1.0.", "stage1.1."))
         assert frozen == torch.equal(value, start[name]) or "num_batches" in name, name
+
+
+def test_noise_is_not_frozen(config):
+    config = config.replace(replay_epochs=0, frozen_blocks=1, init="scratch")
+    with pytest.raises(ConfigError, match="--init scratch is noise"):
+        engine.train(config, progress=False)
 
 
 def test_a_frozen_backbone_gets_no_gradient(config):

@@ -172,7 +172,7 @@ def test_alone_nothing_is_exchanged(monkeypatch):
 
 
 def test_torchrun_starts_the_script(root, tmp_path):
-    """As the README says; SIGTERM to torchrun saves."""
+    """As the README says; SIGTERM to torchrun saves. Both write and read the same answers."""
     script = Path(__file__).resolve().parents[1] / "scripts" / "train_v2.py"
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
@@ -180,6 +180,7 @@ def test_torchrun_starts_the_script(root, tmp_path):
         *("--data", root / "data", "--teacher-model", root / "v1.pth"),
         *("--save-folder", tmp_path / "out", "--image-size", 64, "--batch-size", 4),
         *("--num-workers", 0, "--epochs", 3000, "--save-every", 3000, "--device", "cpu"),
+        *("--replay-epochs", 1, "--feature-weight", 0, "--mixup-prob", 0, "--cutmix-prob", 0),
     ]
     running = subprocess.Popen(
         list(map(str, command)),
@@ -198,3 +199,4 @@ def test_torchrun_starts_the_script(root, tmp_path):
     assert "2 processes of 2" in said and "stopped and saved" in said
     state = read_file(tmp_path / "out" / "FeatherFaceV2_last.pth")
     assert state["epoch"] >= 1 and len(state["rng_of_processes"]) == 2
+    assert len(list((tmp_path / "out" / ".teacher_answers").glob("*.npy"))) == 8  # one a photo

@@ -115,6 +115,16 @@ def test_a_setting_of_another_kind_is_named(work, settings):
     sessions.open_session("quick", settings={"lr": 1})
 
 
+def test_a_run_from_before_a_setting_was_there_is_known_again(tmp_path):
+    config, path = TrainConfig(cache="none"), tmp_path / "last.pth"
+    stored = config.as_dict()
+    for name in ("replay_epochs", "cache"):
+        del stored[name]
+    write_file(path, {"format": FORMAT, "config": stored})
+    assert process.is_same_run(path, config)
+    assert not process.is_same_run(path, config.replace(lr=2e-3))
+
+
 def test_a_teacher_named_in_the_settings_is_the_teacher(work):
     current = sessions.open_session("quick", settings={"teacher_model": "elsewhere/v1.pth"})
     assert current.teacher == Path("elsewhere/v1.pth")

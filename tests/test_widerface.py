@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 from conftest import shared
+from PIL import ExifTags, Image
 from tiny_sets import (
     PHOTOS,
     landmark_text,
@@ -266,6 +267,11 @@ def test_unlabelled_photos_may_come_with_likely_faces(tmp_path, monkeypatch):
     assert second.likely.tolist() == [[1, 2, 3, 4], [5, 6, 7.5, 8]]
     assert not second.labelled and second.boxes.shape == (0, 4)
     assert fingerprint(plain) != fingerprint([first, second])
+    turned = Image.new("RGB", (8, 8))
+    turned.getexif()[ExifTags.Base.Orientation] = 6  # detected turned, trained on as stored
+    turned.save(tmp_path / "more" / "a.jpg", exif=turned.getexif())
+    write_text(table, table.read_text() + f"{tmp_path}/more/a.jpg,,0.9,1,2,3,4\n")
+    assert [len(photo.likely) for photo in read_unlabelled("more", "detections.csv")] == [0, 2]
 
 
 @pytest.mark.parametrize(
@@ -275,6 +281,7 @@ def test_unlabelled_photos_may_come_with_likely_faces(tmp_path, monkeypatch):
         ("", "no boxes"),
         ("file,x1\na.jpg,3\n", "no boxes"),
         ("file,x1,y1,x2,y2\na.jpg,one,2,3,4\n", "no boxes"),
+        ("file,x1,y1,x2,y2\na.jpg,,2,3,4\n", "no boxes"),
         ("file,x1,y1,x2,y2\nother.jpg,1,2,3,4\n", "names none of the unlabelled photos"),
     ],
 )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import ExifTags, Image
 
 from featherface.data.annotations import Photo
 from featherface.errors import DataError
@@ -16,7 +17,8 @@ PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 def read_unlabelled(folders: str, detections: str = "") -> list[Photo]:
     """The photos in `folders` (comma-separated) and below them, sorted, none of them labelled.
 
-    detections: a table of scripts/detect.py with the faces that they likely hold; DataError where
+    detections: a table of scripts/detect.py with the faces that they likely hold, its relative
+    paths seen from the working folder; photos with an EXIF orientation go without. DataError where
     it cannot be read or names none of the photos.
 
     A photo's name is "<folder>/<path in it>". No folder at all ("") gives no photo; raises
@@ -39,6 +41,8 @@ def _with_likely(photos: list[Photo], table: Path) -> list[Photo]:
     try:
         rows = pd.read_csv(table)
         boxes = rows[BOX].to_numpy(np.float32)
+        if not np.isfinite(boxes).all():
+            raise ValueError("boxes with empty cells")
         files = [Path(file).resolve() for file in rows["file"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it has no boxes of files"
@@ -50,6 +54,10 @@ def _with_likely(photos: list[Photo], table: Path) -> list[Photo]:
     for file, box in zip(files, boxes, strict=True):
         found.setdefault(file, []).append(box)
     likely = [found.get(photo.path.resolve(), []) for photo in photos]
+    likely = [
+        [] if boxes and _is_turned(photo.path) else boxes
+        for photo, boxes in zip(photos, likely, strict=True)
+    ]
     if not any(likely):
         raise DataError(f"{flag}: {table} names none of the unlabelled photos; detect faces in them"
                         " with scripts/detect.py")  # fmt: skip
@@ -57,6 +65,15 @@ def _with_likely(photos: list[Photo], table: Path) -> list[Photo]:
         Photo.unlabelled(photo.path, photo.name, np.reshape(boxes, (-1, 4)).astype(np.float32))
         for photo, boxes in zip(photos, likely, strict=True)
     ]
+
+
+def _is_turned(path: Path) -> bool:
+    """Whether the photo is shown turned or mirrored: detected so, but trained on as stored."""
+    try:
+        with Image.open(path) as photo:
+            return photo.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    except (OSError, ValueError, SyntaxError):
+        return False  # the loader says what is wrong with it
 
 
 def photos_in(

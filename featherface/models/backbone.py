@@ -37,13 +37,14 @@ class MobileNetQuarter(nn.Module):
         self.stage2 = nn.Sequential(
             _separable(64, 128, stride=2), *(_separable(128, 128) for _ in range(5))
         )
-        self.frozen = 0  # first blocks of stage1 that do not learn
         self.stage3 = nn.Sequential(_separable(128, 256, stride=2), _separable(256, 256))
+        self.frozen = 0  # first blocks of stage1 that do not learn
 
     def freeze(self, blocks: int) -> None:
         """Keep the first blocks of stage1 as they are, their batch norms included: 0..6."""
         self.frozen = blocks
         self.stage1[:blocks].requires_grad_(False)
+        self.train(self.training)
 
     def train(self, mode: bool = True) -> "MobileNetQuarter":
         super().train(mode)

@@ -24,7 +24,7 @@ from featherface.errors import CheckpointError, TrainingError
 from featherface.files import write_text
 from featherface.notebook.sessions import CHECKOUT
 from featherface.training.engine import checkpoint_path
-from featherface.training.run import FREE_ON_RESUME
+from featherface.training.run import FREE_ON_RESUME, SINCE_THEN
 
 PID_FILE, LOG_FILE, TABLE = "training.pid", "training.log", "training_log.csv"
 STOP_SECONDS = 120  # a step, a validation and a save may have to end first
@@ -214,7 +214,7 @@ def read_table(folder: Path) -> pd.DataFrame:
 def is_same_run(path: Path, config: TrainConfig) -> bool:
     """Whether the checkpoint is of a run with these settings (those that change nothing apart)."""
     try:
-        stored = read_file(path)["config"]
+        stored = TrainConfig().as_dict() | SINCE_THEN | read_file(path)["config"]
     except (CheckpointError, KeyError):
         return False
     wanted = config.as_dict()

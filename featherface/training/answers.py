@@ -6,6 +6,7 @@ answer of V1 at 512×512 takes 344 kB.
 
 import hashlib
 import os
+import shutil
 import uuid
 from pathlib import Path
 
@@ -13,7 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from featherface.anchors import make_anchors
+from featherface.config import TrainConfig
+from featherface.errors import ConfigError
 from featherface.structures import Predictions
+from featherface.training.folder import answers_folder
 from featherface.training.teacher import Answer, Teacher
 
 WIDTHS = (4, 2, 10)  # of box deltas, class logits, landmark deltas: the columns of a file
@@ -51,6 +56,21 @@ class RememberingTeacher:
         return self.folder / f"{digest.hexdigest()}.npy"
 
 
+def check_room_for_answers(config: TrainConfig, *, photos: int) -> None:
+    """ConfigError where the disk has no room for what `replay_epochs` will keep, less what is
+    there."""
+    folder = answers_folder(config)
+    anchors = len(make_anchors(config.image_size, config.image_size))
+    needed = config.replay_epochs * photos * anchors * sum(WIDTHS) * torch.half.itemsize
+    kept = sum(file.stat().st_size for file in folder.glob("*.npy"))
+    free = shutil.disk_usage(config.save_folder).free
+    if needed - kept > free:
+        raise ConfigError(
+            f"--replay-epochs {config.replay_epochs}: the teacher's answers would take "
+            f"{needed / 2**30:.1f} GiB in {folder}, where {free / 2**30:.1f} GiB are free; lower it"
+        )
+
+
 def _digest(model: nn.Module) -> bytes:
     digest = hashlib.sha256()
     for value in model.state_dict().values():
@@ -67,7 +87,7 @@ def _read(path: Path) -> Tensor | None:
 
 
 def _write(path: Path, answer: np.ndarray) -> None:
-    """In one step, but without waiting for the disk: what a crash loses is worked out again."""
+    """In one step, but without waiting for the disk: fsync would take longer than the teacher."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.npy")
     try:

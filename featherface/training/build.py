@@ -56,6 +56,11 @@ def make_step(config: TrainConfig, *, device: torch.device, steps: int) -> Step:
         return SupervisedStep(model, config)
     engine = make_teacher(_placed(teacher, device), config, device=device, steps=steps)
     if config.replay_epochs:
+        if device.type != "cpu":
+            raise ConfigError(
+                f"--replay-epochs is for a CPU, where the teacher takes long; leave it out on "
+                f"{device}"
+            )
         engine = RememberingTeacher(engine, answers_folder(config))
     step = DistillationStep(model, engine, config)
     step.trained.to(device)

@@ -1,7 +1,6 @@
 """The training loop, one for V1 and V2, in one process or several."""
 
 import itertools
-import shutil
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,9 +21,10 @@ from featherface.devices import random_state, seed_device, set_random_state
 from featherface.errors import TrainingError
 from featherface.preprocess import normalise
 from featherface.structures import Batch
+from featherface.training.answers import check_room_for_answers
 from featherface.training.build import make_step
 from featherface.training.compiling import compile_networks, is_wanted
-from featherface.training.folder import answers_folder, checkpoint_path, prepare_folder
+from featherface.training.folder import checkpoint_path, forget_answers, prepare_folder
 from featherface.training.log import TrainingLog
 from featherface.training.memory import fitting_batch, memory_errors_explained, trial_of
 from featherface.training.photos import training_photos
@@ -67,6 +67,8 @@ def train(
         photos = training_photos(config)
         if config.batch_size:
             shared_batch(len(photos), config.batch_size, process.total)  # before a long decoding
+        if process.first:
+            check_room_for_answers(config, photos=len(photos))
         cache = build_cache(photos, config, process.device, progress=progress and process.first)
         config = _with_batch_size(config, process.device, photos=len(photos))
         loader, sampler = make_batches(photos, config, process.device, cache, shard=process.shard)
@@ -94,7 +96,7 @@ def train(
             run.save_weights(final)
         wait_for_all()
         if process.first:
-            shutil.rmtree(answers_folder(config), ignore_errors=True)
+            forget_answers(config)
         return final
 
 

@@ -1,5 +1,6 @@
 """The folder that a run writes to: the names in it, and that no other run is lost there."""
 
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -15,7 +16,12 @@ def checkpoint_path(config: TrainConfig, what: int | str) -> Path:
 
 def answers_folder(config: TrainConfig) -> Path:
     """Where a run keeps the teacher's answers while it lasts, see `replay_epochs`."""
-    return Path(config.save_folder) / "answers"
+    return Path(config.save_folder) / ".teacher_answers"
+
+
+def forget_answers(config: TrainConfig) -> None:
+    """Remove them."""
+    shutil.rmtree(answers_folder(config), ignore_errors=True)
 
 
 def prepare_folder(config: TrainConfig, *, keep: bool, overwrite: bool) -> None:
@@ -39,3 +45,4 @@ def prepare_folder(config: TrainConfig, *, keep: bool, overwrite: bool) -> None:
     name = last.name.removesuffix("last.pth")
     for old in (*folder.glob(f"{name}epoch_*.pth"), checkpoint_path(config, "best"), last):
         old.unlink(missing_ok=True)
+    forget_answers(config)

@@ -13,6 +13,7 @@ from featherface.devices import random_state, set_random_state
 from featherface.errors import ConfigError, TrainingError
 from featherface.losses.parallel import process
 from featherface.structures import Target
+from featherface.training.answers import RememberingTeacher
 from featherface.training.steps import Step, autocast
 
 LARGEST_BATCH = 512  # images of a process that `--batch-size auto` tries
@@ -144,12 +145,17 @@ def trial_of(step: Step, config: TrainConfig, device: torch.device) -> Callable[
         step.trained.train()
         buffers = [value.clone() for value in step.trained.buffers()]
         random = random_state(device)
+        teacher = getattr(step, "teacher", None)
+        if isinstance(teacher, RememberingTeacher):
+            step.teacher = teacher.teacher  # type: ignore[attr-defined]
         try:
             pixels, targets = example_batch(config, images, device)
             with autocast(config, device):
                 losses = step(pixels, targets, faces=images * FACES)
             losses["loss"].backward()
         finally:
+            if teacher is not None:
+                step.teacher = teacher  # type: ignore[attr-defined]
             step.trained.zero_grad(set_to_none=True)
             set_random_state(random, device)
             for value, before in zip(step.trained.buffers(), buffers, strict=True):

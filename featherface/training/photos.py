@@ -14,10 +14,16 @@ HOLD_OUT_SEED = 0  # not the run's: runs of several seeds are compared on the sa
 def training_photos(config: TrainConfig) -> list[Photo]:
     """The labelled photos of the split without those held out, then the unlabelled ones.
 
-    ConfigError if V1 is given unlabelled photos: without a teacher they teach nothing.
+    ConfigError if V1 is given unlabelled photos: without a teacher they teach nothing; and for the
+    faces of unlabelled photos without the photos.
     """
     photos = _divided(config, held_out=False)
     if not config.unlabelled:
+        if config.unlabelled_faces:
+            raise ConfigError(
+                "--unlabelled-faces is for the photos of --unlabelled: name their folders, or "
+                "leave it out"
+            )
         return photos
     if config.model == "v1":
         raise ConfigError("--unlabelled needs a teacher, and V1 has none: leave it out")

@@ -54,6 +54,11 @@ class Run:
         """
         self.config, self.data = config, data or {}
         self.provenance = {"versions": versions(), "commit": commit()}  # of the code that runs
+        if start and config.frozen_blocks and config.init == "scratch" and not config.weights:
+            raise ConfigError(
+                "--frozen-blocks keeps what the backbone starts with, and --init scratch is "
+                "noise: use another --init"
+            )
         self.process = process or Process(0, 1, pick_device(config.device))
         self.device = self.process.device
         self.step = make_step(
