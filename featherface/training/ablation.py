@@ -41,7 +41,7 @@ BASE: dict[str, Any] = {
     "dropblock_prob": 0.0,
     "landmark_weight": 0.25,
     "bn_batches": 25,
-    "lr": 2e-3,
+    "lr": 4e-3,
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
@@ -80,12 +80,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ignore under 8": {"min_face": 8.0},
     "init imagenet": {"init": "imagenet"},
     "init scratch": {"init": "scratch"},
-    "lr 0.001": {"lr": 1e-3},
-    "lr 0.004": {"lr": 4e-3},
+    "lr 0.002": {"lr": 2e-3},
+    "lr 0.008": {"lr": 8e-3},
     "batch 8": {"batch_size": 8},
     "published": {name: getattr(PUBLISHED, name) for name in PUBLISHED_SETTINGS},
 }
-KEYS = ["variant", "seed"]
+SLOWER = (
+    "form naive",
+    "form disagreement",
+    "disagreement, light places",
+    "labels only",
+    "T 4",
+    "landmark weight 1",
+    "anchor sampling",
+)
+VARIANTS |= {f"lr 0.002, {name}": VARIANTS[name] | {"lr": 2e-3} for name in SLOWER}
 MEASURES = ["ap_all", "ap_small", "ap_medium", "ap_large"]
 
 
