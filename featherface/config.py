@@ -113,7 +113,7 @@ class TrainConfig:
         0, "first blocks of the backbone that stay as they start, 0 to 6: less to compute"
     )
     # distillation: total = (1 − α)·task + α·distillation + λ·feature
-    temperature: float = setting(4.0, "T: softens teacher and student in the class KL")
+    temperature: float = setting(1.0, "T: softens teacher and student in the class KL")
     alpha: float = setting(0.7, "α: share of distillation against the task loss")
     feature_weight: float = setting(0.1, "λ: weight of the feature loss")
     distill_form: str = setting(
@@ -148,7 +148,7 @@ class TrainConfig:
     accumulate: int = setting(
         1, "parts that a process computes its images in, one after the other: less memory"
     )
-    lr: float = setting(1e-3, "highest learning rate of AdamW")
+    lr: float = setting(2e-3, "highest learning rate of AdamW")
     min_lr: float = setting(1e-5, "learning rate at the end of the cosine")
     weight_decay: float = setting(5e-4, "AdamW's weight decay")
     warmup_epochs: float = setting(5.0, "linear warm-up, at most a tenth of the run")
@@ -269,6 +269,7 @@ PUBLISHED = V2.replace(  # FeatherFace V2 as it was published: README says what 
 )
 V1 = TrainConfig(
     model="v1",
+    lr=1e-3,
     init="imagenet",
     mixup_prob=0.0,
     cutmix_prob=0.0,

@@ -92,7 +92,7 @@ def test_quick_mode_leaves_the_shipped_weights_alone(work):
     assert current.deployed == sessions.SHIPPED_WEIGHTS
     full = sessions.open_session("full")
     assert full.run == Path("weights/v2") and full.config.epochs == 400
-    assert (full.config.temperature, full.config.alpha) == (4.0, 0.7)
+    assert (full.config.temperature, full.config.alpha) == (1.0, 0.7)
 
 
 def test_the_environment_decides_where_the_cell_does_not(work, monkeypatch):
@@ -122,7 +122,7 @@ def test_a_run_from_before_a_setting_was_there_is_known_again(tmp_path):
         del stored[name]
     write_file(path, {"format": FORMAT, "config": stored})
     assert process.is_same_run(path, config)
-    assert not process.is_same_run(path, config.replace(lr=2e-3))
+    assert not process.is_same_run(path, config.replace(lr=5e-3))
 
 
 def test_a_teacher_named_in_the_settings_is_the_teacher(work):

@@ -1,8 +1,8 @@
 """One run through the notebook: its mode, its folders, its settings; found again after a restart.
 
 Quick mode takes minutes on two cores: drawn photographs (or the real ones that are there), a small
-training recipe, a scratch folder for what it trains. Full mode is the published recipe on all of
-WIDER FACE on a GPU.
+training recipe, a scratch folder for what it trains. Full mode is 400 epochs with the
+defaults on all of WIDER FACE on a GPU.
 """
 
 import json

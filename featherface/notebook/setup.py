@@ -134,10 +134,11 @@ def show_settings(current: Session) -> None:
     """Every setting: the published recipe's value, this run's, and what it means."""
     rows = []
     for item in fields(TrainConfig):
-        value, default = getattr(current.config, item.name), getattr(PRESETS["v2"], item.name)
+        value = getattr(current.config, item.name)
+        default = getattr(PRESETS["published"], item.name)
         choices = item.metadata["choices"]
         meaning = item.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
-        rows.append({"setting": item.name, "full": str(default), "this run": str(value)}
+        rows.append({"setting": item.name, "published": str(default), "this run": str(value)}
                     | {"meaning": meaning, "_": value != default})  # fmt: skip
     frame = pd.DataFrame(rows)
     changed = frame[frame["_"]].drop(columns="_")
