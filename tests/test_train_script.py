@@ -73,7 +73,7 @@ def test_train_resume_and_train_again(ready, tmp_path):
     )
     assert resumed.returncode == 0, resumed.stderr
     other = run("train_v2.py", "--resume", *flags, "--lr", 0.5)
-    assert other.returncode == 2 and "--lr 0.5 (was 0.001)" in other.stderr
+    assert other.returncode == 2 and "--lr 0.5 (was 0.002)" in other.stderr
 
 
 def test_quick_is_five_epochs_unless_a_flag_says_otherwise(ready, tmp_path):

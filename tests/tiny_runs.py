@@ -28,6 +28,7 @@ def tiny_config(root: Path, out: Path) -> TrainConfig:
         save_folder=str(out),
         image_size=64,
         batch_size=2,
+        lr=1e-3,
         epochs=2,
         save_every=1,
         num_workers=0,
