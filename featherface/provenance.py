@@ -5,6 +5,7 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+CHECKOUT = Path(__file__).resolve().parents[1]  # where it is a checkout
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "onnxruntime")
 
 
@@ -22,18 +23,18 @@ def versions() -> dict[str, str]:
 def commit() -> str:
     """The checkout's commit, "+changes" when it is not clean, "" outside a checkout or without
     git."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
+    if not (CHECKOUT / ".git").exists():
         return ""
     try:
-        revision = _git(root, "rev-parse", "--short=12", "HEAD")
-        return revision + ("+changes" if _git(root, "status", "--porcelain") else "")
+        revision = git(CHECKOUT, "rev-parse", "--short=12", "HEAD")
+        return revision + ("+changes" if git(CHECKOUT, "status", "--porcelain") else "")
     except (OSError, subprocess.SubprocessError):
         return ""
 
 
-def _git(root: Path, *arguments: str) -> str:
+def git(root: Path, *arguments: str) -> str:
+    """What git prints there. OSError without git, SubprocessError where it fails."""
     result = subprocess.run(
-        ("git", "-C", str(root), *arguments), capture_output=True, text=True, check=True, timeout=20
+        ("git", "-C", str(root), *arguments), capture_output=True, text=True, check=True, timeout=60
     )
     return result.stdout.strip()

@@ -15,7 +15,9 @@ TRAIN = "a distillation step by its parts: time, work, and the share of what the
 TRAIN_SETTINGS = (
     "device cache cache_side amp compile teacher_model teacher_engine num_workers".split()
 )
+VERSIONS = "images/s of training, here and at another commit, in short runs that take turns"
 SPEED = "V1, V2 and other detectors: time, work, size, and AP where --data is given"
+TITLES = {"loader": LOADER, "loss": LOSS, "versions": VERSIONS}
 
 
 def count(text: str) -> int:
@@ -31,17 +33,19 @@ def measure(what: str, options: dict[str, Any]) -> None:
     from featherface import benchmark
 
     rounds = getattr(benchmark, f"{what}_speed")(**options)
-    print(LOADER if what == "loader" else LOSS)
+    print(TITLES[what])
     print(rounds.round(3).to_string(index=False))
     print(benchmark.summary(rounds).round(3).to_string())
 
 
-def add(commands: Any, what: str, text: str, *, batch_size: int) -> Callable[..., Any]:
+def add(
+    commands: Any, what: str, text: str, *, batch_size: int, image_size: int = 640
+) -> Callable[..., Any]:
     command = commands.add_parser(what, help=text, description=text, formatter_class=HelpFormatter)
     command.set_defaults(what=what)
     command.add_argument(*flag("data"), default="data/widerface", help="data folder")
     for name, default, meaning in (
-        ("image_size", 640, "side of the training image, pixels"),
+        ("image_size", image_size, "side of the training image, pixels"),
         ("batch_size", batch_size, "images a batch"),
         ("rounds", 5, "paired rounds"),
     ):
@@ -73,6 +77,16 @@ def measure_speed(options: dict[str, Any]) -> None:
     from featherface.benchmark.command import compare_speed
 
     compare_speed(**options)
+
+
+def add_versions(commands: Any) -> None:
+    argument = add(commands, "versions", VERSIONS, batch_size=16, image_size=320)
+    argument(*flag("against"), required=True, help="commit to compare with")
+    argument(*flag("teacher_model"), default=TrainConfig.teacher_model, help="weights of V1")
+    argument(*flag("photos"), type=count, default=160, help="the first N photos")
+    argument(*flag("processes"), type=count, default=1, help="of the run here")
+    argument(*flag("flags"), default="", help="more flags of train_v2.py, for both, in quotes")
+    argument(*flag("flags_here"), default="", help="more flags for the run here alone")
 
 
 def add_train(commands: Any) -> None:
@@ -107,6 +121,7 @@ def main() -> None:
     add(commands, "loss", LOSS, batch_size=32)
     add_speed(commands)
     add_train(commands)
+    add_versions(commands)
     arguments = vars(options.parse_args())
     what = arguments.pop("what")
     if what == "speed":

@@ -29,7 +29,15 @@ def test_the_table_adds_up(data, cache):
     names = set(table["part"])
     assert set(parts.split(",")) < names and any("loader" in name for name in names)
     rows = table.set_index("part")
-    inside = ["to the device", "teacher", "student forward", "losses", "backward", "optimizer"]
+    inside = [
+        "to the device",
+        "mixing",
+        "teacher",
+        "student forward",
+        "losses",
+        "backward",
+        "optimizer",
+    ]
     assert rows.loc["step", "seconds"] == pytest.approx(rows.loc[inside, "seconds"].sum())
     np.testing.assert_allclose(table["images_per_second"], 2 / table["seconds"])
     heavy = rows.loc[["teacher", "student forward", "backward"]]

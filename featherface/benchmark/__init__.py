@@ -2,5 +2,6 @@
 
 from featherface.benchmark.loading import loader_speed, loss_speed
 from featherface.benchmark.timing import summary
+from featherface.benchmark.versions import versions_speed
 
-__all__ = ["loader_speed", "loss_speed", "summary"]
+__all__ = ["loader_speed", "loss_speed", "summary", "versions_speed"]

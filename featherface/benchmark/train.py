@@ -23,6 +23,7 @@ from featherface.data.cache import PhotoCache, build_cache
 from featherface.data.cached import make_batches
 from featherface.data.decode import open_photo
 from featherface.data.loader import EpochSampler, worker_count
+from featherface.data.mixing import mix
 from featherface.data.transforms import crop, training_transform
 from featherface.data.widerface import read_split
 from featherface.devices import pick_device
@@ -86,7 +87,9 @@ class Bench:
         path = Path(config.teacher_model)
         place: dict[str, Any] = {"device": device, "memory_format": torch.channels_last}
         teacher = (load_model(path) if path.exists() else FeatherFaceV1()).to(**place)
-        model = FeatherFaceV2().to(**place)
+        model = FeatherFaceV2(dropblock_size=config.dropblock_size).to(**place)
+        model.set_drop_prob(config.dropblock_prob / 2)  # what the ramp comes to, on average
+        self.generator = torch.Generator().manual_seed(config.seed)
         self.step = DistillationStep(model, TorchTeacher(teacher), config)
         self.step.trained.to(device).train()
         self.optimizer = make_optimizer(self.step, config)
@@ -100,12 +103,12 @@ class Bench:
 
     def parts(self) -> list[tuple[str, Callable[[], None]]]:
         """What a step does, in this order; each needs those before it."""
-        names = "to the device, teacher, student forward, losses, backward, optimizer".split(", ")
+        names = "to the device, mixing, teacher, student forward, losses, backward, optimizer"
         works = (
-            *(self._move, self._teach, self._forward, self._losses),
-            *(self._backward, self._optimise),
+            *(self._move, self._mix, self._teach, self._forward),
+            *(self._losses, self._backward, self._optimise),
         )
-        return list(zip(names, works, strict=True))
+        return list(zip(names.split(", "), works, strict=True))
 
     def use(self, batch: Batch) -> None:
         self.batch = batch
@@ -115,6 +118,20 @@ class Bench:
         self.state["faces"] = int((targets.weight > 0).sum())
         self.state["pixels"] = normalise(images.to(self.device, non_blocking=True))
         self.state["targets"] = targets.to(self.device, non_blocking=True)
+
+    def _mix(self) -> None:
+        """MixUp, CutMix or neither, each as often as in training."""
+        config, state = self.config, self.state
+        alone = state["targets"].boxes.shape[1]
+        state["pixels"], state["targets"] = mix(
+            state["pixels"],
+            state["targets"],
+            mixup_alpha=config.mixup_alpha,
+            mixup_prob=config.mixup_prob,
+            cutmix_prob=config.cutmix_prob,
+            generator=self.generator,
+        )
+        state["faces"] *= 1 + (state["targets"].boxes.shape[1] > alone)
 
     def _teach(self) -> None:
         with autocast(self.config, self.device):

@@ -21,7 +21,7 @@ from traitlets import default
 from featherface.errors import ConfigError
 from featherface.files import write_text
 from featherface.notebook.display import PROBLEM, STATUS
-from featherface.notebook.sessions import CHECKOUT
+from featherface.provenance import CHECKOUT
 
 NOTEBOOK = CHECKOUT / "notebooks/03_train_evaluate_featherface_v2.ipynb"
 NO_ALT = 'alt="No description has been provided for this image"'  # what nbconvert writes

@@ -22,7 +22,7 @@ from featherface.checkpoint import read_file
 from featherface.config import PRESETS, TrainConfig
 from featherface.errors import CheckpointError, TrainingError
 from featherface.files import write_text
-from featherface.notebook.sessions import CHECKOUT
+from featherface.provenance import CHECKOUT
 from featherface.training.engine import checkpoint_path
 from featherface.training.run import FREE_ON_RESUME, SINCE_THEN
 

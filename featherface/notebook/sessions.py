@@ -21,10 +21,10 @@ from featherface.detector import SHIPPED_WEIGHTS
 from featherface.errors import ConfigError, DataError, FeatherFaceError
 from featherface.evaluation.average_precision import Evaluation
 from featherface.evaluation.sets import EvaluationSet
+from featherface.provenance import CHECKOUT
 from featherface.structures import Detections
 
 MODES = ("auto", "quick", "full")
-CHECKOUT = Path(__file__).resolve().parents[2]
 REAL_DATA, RESULTS = Path("data/widerface"), Path("results/v2")
 RECORD = RESULTS / "notebook_config.json"
 TEACHERS = (Path("weights/featherface_v1.pth"), Path("weights/v1/FeatherFaceV1_final.pth"))
