@@ -107,17 +107,28 @@ def test_crops_come_again_after_the_replay_epochs(config):
     assert crops[0] == crops[2] and crops[1] == crops[3] and not crops[0] & crops[1]
 
 
-def test_a_replayed_run_asks_its_teacher_once_and_goes_on_to_the_same_result(
-    config, tmp_path, monkeypatch
-):
-    asked = []
+@pytest.fixture
+def asked(monkeypatch) -> list[int]:
+    """How many images V1 was shown, call by call."""
+    calls: list[int] = []
     answer = TorchTeacher.__call__
 
     def counted(self, images):
-        asked.append(len(images))
+        calls.append(len(images))
         return answer(self, images)
 
     monkeypatch.setattr(TorchTeacher, "__call__", counted)
+    return calls
+
+
+def test_batches_made_on_the_device_are_answered_once_too(config, asked):
+    trained(config.replace(cache="ram"))
+    assert sum(asked) == 8  # photos, not 24
+
+
+def test_a_replayed_run_asks_its_teacher_once_and_goes_on_to_the_same_result(
+    config, tmp_path, monkeypatch, asked
+):
     mine = Path(config.save_folder) / "answers" / "mine.txt"
     write_text(mine, "not the run's")
     whole = trained(config)

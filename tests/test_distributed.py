@@ -20,7 +20,7 @@ from tiny_runs import prepare, tiny_config
 
 from featherface.checkpoint import read_file
 from featherface.config import TrainConfig
-from featherface.data.loader import EpochSampler
+from featherface.data.loader import EpochSampler, shared_batch
 from featherface.errors import ConfigError
 from featherface.losses.parallel import process, totals
 from featherface.training.processes import any_process, average_gradients, gathered, joined
@@ -155,6 +155,12 @@ def test_each_process_has_its_part_of_every_batch():
         assert {len(each) for each in parts} == {len(whole) // 3}
     with pytest.raises(ConfigError, match="a batch of 6 cannot be shared by 4 processes"):
         EpochSampler(23, batch_size=6, shard=(0, 4))
+
+
+def test_a_batch_to_be_found_is_for_one_process():
+    assert shared_batch(23, 0, 1) == 0 and shared_batch(23, 32, 1) == 23
+    with pytest.raises(ConfigError, match="--batch-size auto is for one process"):
+        shared_batch(23, 0, 2)
 
 
 def test_alone_nothing_is_exchanged(monkeypatch):

@@ -75,10 +75,12 @@ def _mix(*numbers: int) -> int:
 
 
 def shared_batch(photos: int, batch_size: int, processes: int) -> int:
-    """Images a step, of all processes together: the batch size, or the photos where fewer.
+    """Images a step, of all processes together: the batch size, or the photos where fewer; 0: auto.
 
-    ConfigError where the processes cannot share them equally.
+    ConfigError where the processes cannot share them equally, or several ask for auto.
     """
+    if not batch_size and processes > 1:
+        raise ConfigError("--batch-size auto is for one process: give a number with torchrun")
     batch = min(batch_size, photos)
     if batch % processes:
         raise ConfigError(

@@ -65,8 +65,7 @@ def train(
         torch.manual_seed(config.seed)
         seed_device(config.seed + process.number, process.device)
         photos = training_photos(config)
-        if config.batch_size:
-            shared_batch(len(photos), config.batch_size, process.total)  # before a long decoding
+        shared_batch(len(photos), config.batch_size, process.total)  # before a long decoding
         if process.first:
             check_room_for_answers(config, photos=len(photos))
         cache = build_cache(photos, config, process.device, progress=progress and process.first)

@@ -10,8 +10,7 @@ from tqdm.auto import tqdm
 from featherface.config import TrainConfig
 from featherface.data.cache import free_bytes
 from featherface.devices import random_state, set_random_state
-from featherface.errors import ConfigError, TrainingError
-from featherface.losses.parallel import process
+from featherface.errors import TrainingError
 from featherface.structures import Target
 from featherface.training.answers import RememberingTeacher
 from featherface.training.steps import Step, autocast
@@ -108,10 +107,8 @@ def fitting_batch(device: torch.device, trial: Callable[[int], None], *, photos:
 
     trial: runs one training step of so many images. On CUDA by trying ever larger ones; on a CPU,
     where the system would end the process instead, from what one image keeps for its gradient.
-    ConfigError in a run of several processes, which would wait for each other in vain.
+    Of one process: several would wait for each other in vain (`shared_batch` refuses them).
     """
-    if process()[1] > 1:
-        raise ConfigError("--batch-size auto is for one process: give a number with torchrun")
     if device.type == "cuda":
         most = min(LARGEST_BATCH, photos)
         size = largest_batch(lambda count: _with_room(trial, count, device), most=most)
