@@ -317,6 +317,11 @@ def test_the_tuning_guide_names_what_helped_beyond_the_spread(work, shown):
     pd.DataFrame(rows).to_csv(work / "results/ablations.csv", index=False)
     show_tuning(current)
     assert "helped: lr 0.004 (+4.0); hurt: T 4 (-4.0); the other 1 changes" in shown[0][1]
+    rows += [rows[0] | {"variant": name, "ap_all": ap} for name, ap in (("once", 51), ("bad", 9))]
+    pd.DataFrame(rows).to_csv(work / "results/ablations.csv", index=False)
+    shown.clear()
+    show_tuning(current)
+    assert "hurt: bad (-41.0), T 4 (-4.0); the other 2 changes" in shown[0][1], "once: one seed"
     assert (work / "results/v2/ablations.png").is_file()
 
 

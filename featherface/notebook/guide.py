@@ -104,12 +104,14 @@ def show_tuning(current: Session) -> None:
 def verdict(frame: pd.DataFrame) -> str:
     """Which changes of `base` helped and which hurt, by more than the seeds of both scatter.
 
+    A change with a single seed is held to the widest scatter there is.
     frame: `featherface.training.ablation.summarise`'s.
     """
     if "base" not in frame.index:
         return "The table holds no run of `base` to compare with."
     others = frame.drop(index="base").dropna(subset=["difference"])
-    spread = others["spread"] + frame.loc["base", "spread"]
+    scatter = others["spread"].where(others["seeds"] > 1, frame["spread"].max())
+    spread = scatter + frame.loc["base", "spread"]
     helped = others[others["difference"] > spread]
     hurt = others[others["difference"] < -spread].iloc[::-1]
     seeds = int(frame.loc["base", "seeds"])
