@@ -33,8 +33,7 @@ SIDES = (
     *(33, 64, 97, 150, 200, 256, 300, 320, 333, 400),
     *(480, 500, 512, 555, 600, 640, 700, 800, 1024, 1280),
 )
-BOX_LIMIT = 0.01  # pixels: what rounding may move a box of the raw form that may be a face
-BACKGROUND_LIMIT = 0.5  # and one that nobody would take for a face: few there are ill-conditioned
+BOX_LIMIT = 0.01  # pixels: what rounding may move a box of the raw form
 SCORE_LIMIT = 1e-4
 IOU_LIMIT = 0.999  # of the same face by Detector and by the end-to-end form
 V1_SCORE_LIMIT = 2e-4  # deformable sampling rounds differently
@@ -96,7 +95,6 @@ def raw_parity(
     ExportError where they are more than rounding explains.
     """
     session, worst = open_model(graph), {"boxes": 0.0, "scores": 0.0, "landmarks": 0.0}
-    faces = 0.0  # largest difference of a box that may be a face
     for photo in photos:
         height, width = size or padded_size(*photo.shape[:2])
         image = network_input([photo], height, width)
@@ -108,24 +106,21 @@ def raw_parity(
             "landmarks": decode_landmarks(predictions.landmark_deltas, anchors),
         }
         for name, found in zip(worst, session.run(list(worst), {"image": image}), strict=True):
-            difference = np.abs(found - expected[name].numpy())
-            worst[name] = max(worst[name], float(difference.max()))
-            if name == "boxes":
-                likely = (expected["scores"] > EVALUATION_SCORE).numpy()
-                faces = max(faces, float(difference[likely].max(initial=0.0)))
+            difference = float(np.abs(found - expected[name].numpy()).max())
+            worst[name] = max(worst[name], difference)
     limit, box_limit = _limits(model)
-    if not (worst["scores"] <= limit and faces <= box_limit and worst["boxes"] <= BACKGROUND_LIMIT):
-        raise ExportError(
-            f"the raw model differs from the trained network by {worst}, faces' boxes by {faces}"
-        )
+    if not (worst["scores"] <= limit and worst["boxes"] <= box_limit):
+        raise ExportError(f"the raw model differs from the trained network by {worst}")
     return worst
 
 
 def _limits(model: nn.Module) -> tuple[float, float]:
-    """What rounding may change: scores, and boxes in pixels. V1's deformable convolutions amplify
-    it."""
+    """What rounding may change: scores, and boxes in pixels.
+
+    V1's deformable convolutions amplify rounding in boxes that nobody would take for a face.
+    """
     v1 = getattr(model, "name", "") == "v1"
-    return (V1_SCORE_LIMIT, BACKGROUND_LIMIT) if v1 else (SCORE_LIMIT, BOX_LIMIT)
+    return (V1_SCORE_LIMIT, 50 * BOX_LIMIT) if v1 else (SCORE_LIMIT, BOX_LIMIT)
 
 
 def face_parity(
