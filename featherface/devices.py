@@ -40,7 +40,8 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
 
 
 def seed_device(seed: int, device: torch.device) -> None:
-    """Start the device's own generator anew; the CPU's is left alone."""
+    """Start the device's own generator anew; the CPU's is left alone, as processes that share a
+    batch mix it by the same numbers (on CPUs their DropBlock masks are alike, too)."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Measure speed in pairs: the detectors, the training loader, the loss."""
+"""Measure speed: of detectors; of training by its parts and against another commit."""
 
 import argparse
 from collections.abc import Callable
@@ -85,8 +85,8 @@ def add_versions(commands: Any) -> None:
     argument(*flag("teacher_model"), default=TrainConfig.teacher_model, help="weights of V1")
     argument(*flag("photos"), type=count, default=160, help="the first N photos")
     argument(*flag("processes"), type=count, default=1, help="of the run here")
-    argument(*flag("flags"), default="", help="more flags of train_v2.py, for both, in quotes")
-    argument(*flag("flags_here"), default="", help="more flags for the run here alone")
+    argument(*flag("flags"), default="", help='of train_v2.py, for both: --flags="--lr 0.1"')
+    argument(*flag("flags_here"), default="", help="as --flags, for the run here alone")
 
 
 def add_train(commands: Any) -> None:

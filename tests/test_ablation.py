@@ -60,7 +60,10 @@ def table_of_runs(data, tmp_path, monkeypatch):
 
     def run(variants, seeds, **options):
         return ablation.run_ablation(
-            base, out=tmp_path / "a.csv", variants=variants, seeds=seeds, images=13, **options
+            base,
+            **{"out": tmp_path / "a.csv", "images": 13} | options,
+            variants=variants,
+            seeds=seeds,
         )
 
     return run, trained
@@ -82,6 +85,14 @@ def test_runs_in_the_table_are_not_repeated(table_of_runs):
     table = run(["base", "labels only"], [0, 1])
     assert len(trained) == 4 and len(table) == 4
     assert table[["variant", "seed"]].drop_duplicates().shape == (4, 2)
+
+
+def test_another_budget_does_not_go_into_the_same_table(table_of_runs):
+    run, trained = table_of_runs
+    run(["base"], [0])
+    with pytest.raises(ConfigError, match=r"its base saw 12 images.*another budget \(30\).*--out"):
+        run(["T 4"], [0], images=30)
+    assert len(trained) == 1
 
 
 def test_an_unknown_variant_is_refused_before_any_run(table_of_runs):

@@ -17,7 +17,7 @@ from featherface.models.v2 import FeatherFaceV2
 from featherface.structures import Predictions
 from featherface.training import build, engine
 from featherface.training.answers import RememberingTeacher, check_room_for_answers
-from featherface.training.folder import answers_folder, checkpoint_path, prepare_folder
+from featherface.training.folder import answers_folder, checkpoint_path, clear_folder
 from featherface.training.memory import trial_of
 from featherface.training.photos import training_photos
 from featherface.training.run import Run
@@ -150,7 +150,7 @@ def test_a_replayed_run_asks_its_teacher_once_and_goes_on_to_the_same_result(
     assert equal(whole, trained(broken, resume=checkpoint_path(broken, "last")))
     assert sum(asked) == 16
     write_text(answers_folder(broken) / "old.npy", "")
-    prepare_folder(broken, keep=False, overwrite=True)
+    clear_folder(broken)
     assert not answers_folder(broken).exists()
 
 

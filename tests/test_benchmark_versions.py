@@ -47,7 +47,7 @@ def measured(**options):
     return versions_speed("data", **given | options)
 
 
-def test_each_commit_runs_its_own_files_with_the_same_flags(checkout, tmp_path):
+def test_each_commit_runs_its_own_files_with_the_same_flags(checkout):
     root, calls = checkout
     table = measured(flags="--lr 0.5", flags_here="--extra 2")
     assert table.columns.tolist() == ["round", "before", "here", "ratio"]
@@ -68,16 +68,18 @@ def test_processes_are_of_the_run_here(checkout):
 
 def test_what_cannot_be_compared_is_named(checkout):
     root, _ = checkout
-    with pytest.raises(ConfigError, match="git finds no commit 'nosuch'"):
+    with pytest.raises(ConfigError, match=r"files of commit 'nosuch': .*nosuch"):
         measured(against="nosuch")
-    with pytest.raises(TrainingError, match=r"train_v2\.py of .*: no such data$"):
+    with pytest.raises(TrainingError, match=r"train_v2\.py of HEAD~1: no such data$"):
         measured(flags="--broken 1")
+    with pytest.raises(ConfigError, match="No closing quotation"):
+        measured(flags_here="--extra '2")
     assert git(root, "worktree", "list").count("\n") == 0
 
 
 def test_a_folder_without_history_is_no_checkout(tmp_path, monkeypatch):
     monkeypatch.setattr(versions, "CHECKOUT", tmp_path)
-    with pytest.raises(ConfigError, match="git finds no commit"):
+    with pytest.raises(ConfigError, match="git does not give the files"):
         measured()
     with pytest.raises(subprocess.SubprocessError):
         git(tmp_path, "rev-parse", "HEAD")

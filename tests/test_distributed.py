@@ -60,7 +60,11 @@ def main():
 
 run(main)
 """
-FRESH = {"mixup_prob": 0.0, "cutmix_prob": 0.0, "dropblock_prob": 0.0}  # random on each process
+FRESH = {
+    "mixup_prob": 0.0,
+    "cutmix_prob": 0.0,
+    "dropblock_prob": 0.0,
+}  # drawn by each process for itself
 
 
 @pytest.fixture(scope="module")

@@ -285,6 +285,10 @@ def test_a_run_is_not_replaced_by_accident(config, monkeypatch):
     assert engine.checkpoint_path(config, 1).exists()
     with pytest.raises(TrainingError, match=r"a run lies here.*--resume.*--overwrite"):
         engine.train(config, progress=False)
+    lost = config.replace(teacher_model="nosuch.pth")
+    with pytest.raises(CheckpointError, match="nosuch"):
+        engine.train(lost, overwrite=True, progress=False)
+    assert engine.checkpoint_path(config, 1).exists(), "it goes only when the new one can start"
     engine.train(config.replace(epochs=1, save_every=5), overwrite=True, progress=False)
     assert not engine.checkpoint_path(config, 1).exists(), "the old run's checkpoints must go"
     with pytest.raises(TrainingError, match="a run lies here"):
@@ -296,6 +300,17 @@ def test_resuming_on_other_photos_is_refused(config):
     last = engine.checkpoint_path(config, "last")
     with pytest.raises(ConfigError, match=r"other photos \(8 photos.*now 4 photos"):
         engine.train(config.replace(epochs=1, limit=4), resume=last, progress=False)
+
+
+def test_resuming_with_another_teacher_is_refused(config, tmp_path):
+    engine.train(config.replace(epochs=1), progress=False)
+    last = engine.checkpoint_path(config, "last")
+    content = read_file(config.teacher_model)
+    next(iter(content["model"].values())).mul_(1.1)
+    write_file(tmp_path / "other.pth", content)
+    with pytest.raises(ConfigError, match=r"another teacher than .*other\.pth"):
+        changed = resumed_config(last, {"teacher_model": str(tmp_path / "other.pth")})
+        engine.train(changed, resume=last, progress=False)
 
 
 def test_weights_that_are_no_numbers_are_never_saved(config, monkeypatch):

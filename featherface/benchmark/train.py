@@ -4,6 +4,7 @@ A part's bound is the longer of its operations and its bytes at the roofs of the
 (featherface.benchmark.roofline). A share of it above 1 says that operations were fused.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
@@ -23,7 +24,7 @@ from featherface.data.cache import PhotoCache, build_cache
 from featherface.data.cached import make_batches
 from featherface.data.decode import open_photo
 from featherface.data.loader import EpochSampler, worker_count
-from featherface.data.mixing import mix
+from featherface.data.mixing import mix_as_configured
 from featherface.data.transforms import crop, training_transform
 from featherface.data.widerface import read_split
 from featherface.devices import pick_device
@@ -96,6 +97,7 @@ class Bench:
         self.ema = make_ema(model, config.ema_decay)
         self.state: dict[str, Any] = {}
         self.counts = {name: counted(work) for name, work in self.parts()}
+        self.counts["mixing"] = (math.nan, math.nan)  # differs from batch to batch, and is little
         if is_wanted(config.compile, device, steps=steps):
             trial = trial_of(self.step, config, device)
             compile_networks([model, teacher], lambda: trial(self.images))
@@ -121,17 +123,10 @@ class Bench:
 
     def _mix(self) -> None:
         """MixUp, CutMix or neither, each as often as in training."""
-        config, state = self.config, self.state
-        alone = state["targets"].boxes.shape[1]
-        state["pixels"], state["targets"] = mix(
-            state["pixels"],
-            state["targets"],
-            mixup_alpha=config.mixup_alpha,
-            mixup_prob=config.mixup_prob,
-            cutmix_prob=config.cutmix_prob,
-            generator=self.generator,
-        )
-        state["faces"] *= 1 + (state["targets"].boxes.shape[1] > alone)
+        names = ("pixels", "targets", "faces")
+        given = [self.state[name] for name in names]
+        mixed = mix_as_configured(self.config, *given, generator=self.generator)
+        self.state |= zip(names, mixed, strict=True)
 
     def _teach(self) -> None:
         with autocast(self.config, self.device):
@@ -180,8 +175,9 @@ class Bench:
             _row(name, taken[name], self.images, self.counts[name], roofs, memory[name])
             for name in taken
         ]
-        operations, moved = (sum(done[i] for done in self.counts.values()) for i in (0, 1))
-        bounds = sum(_bound(done, roofs) for done in self.counts.values())
+        known = [done for done in self.counts.values() if not math.isnan(done[0])]
+        operations, moved = (sum(done[i] for done in known) for i in (0, 1))
+        bounds = sum(_bound(done, roofs) for done in known)
         step = _row("step", sum(taken.values()), self.images, (operations, moved), roofs)
         step |= {"bound": self.images / bounds, "achieved": bounds / sum(taken.values())}
         return [*rows, step | {"gib": max(memory.values())}]

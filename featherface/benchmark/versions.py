@@ -5,7 +5,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -36,19 +36,29 @@ def versions_speed(
     Each round runs both, in turn first, for two epochs of the first `photos` photos with the same
     settings, and takes the last epoch's images/s from training_log.csv. processes: of the run
     here, by torch.distributed.run. flags: of train_v2.py, for both; flags_here: for the run here
-    alone. One row a round: round, before, here (images/s), ratio. Raises ConfigError where there is
-    no such commit, TrainingError with a run's last line if it fails.
+    alone. `auto` settings decide by the few steps of these runs: name those that a long run would
+    take (on a CPU --teacher-engine onnx). Paths in flags are relative to where this is run.
+
+    One row a round: round, before, here (images/s), ratio. Raises ConfigError where there is no
+    such commit or flags cannot be split, TrainingError with a run's last line if it fails.
     """
     common = ["--data", str(Path(data).resolve()), "--epochs", str(EPOCHS), "--limit", str(photos)]
     common += ["--teacher-model", str(Path(teacher_model).resolve()), "--overwrite"]
     common += ["--image-size", str(image_size), "--batch-size", str(batch_size)]
-    common += shlex.split(flags)
+    common += _words(flags)
+    more = _words(flags_here)
     rows = []
     with checked_out(against) as other, TemporaryDirectory() as folder:
         runs = {
-            "before": lambda: _images_per_second(other, Path(folder) / "before", common),
+            "before": lambda: _images_per_second(
+                against, other, common, save_folder=Path(folder) / "before"
+            ),
             "here": lambda: _images_per_second(
-                CHECKOUT, Path(folder) / "here", common + shlex.split(flags_here), processes
+                "this checkout",
+                CHECKOUT,
+                common + more,
+                save_folder=Path(folder) / "here",
+                processes=processes,
             ),
         }
         for number in tqdm(range(rounds), unit="pair"):
@@ -69,31 +79,56 @@ def checked_out(commit: str) -> Iterator[Path]:
         except OSError as error:
             raise ConfigError(f"git cannot be run ({error}): nothing to compare with") from error
         except subprocess.SubprocessError as error:
-            raise ConfigError(f"{CHECKOUT}: git finds no commit {commit!r} here") from error
+            said = str(getattr(error, "stderr", "") or error).strip().splitlines()[-1]
+            raise ConfigError(
+                f"{CHECKOUT}: git does not give the files of commit {commit!r}: {said}"
+            ) from error
         try:
             yield tree
         finally:
-            git(CHECKOUT, "worktree", "remove", "--force", str(tree))
+            with suppress(OSError, subprocess.SubprocessError):  # the files go in any case
+                git(CHECKOUT, "worktree", "remove", "--force", str(tree))
 
 
-def _images_per_second(root: Path, folder: Path, flags: list[str], processes: int = 1) -> float:
-    """Of the last epoch of a run of that checkout's train_v2.py."""
+def _words(flags: str) -> list[str]:
+    try:
+        return shlex.split(flags)
+    except ValueError as error:
+        raise ConfigError(f"flags {flags!r}: {error}") from error
+
+
+def _images_per_second(
+    name: str, root: Path, flags: list[str], *, save_folder: Path, processes: int = 1
+) -> float:
+    """Of the last epoch of a run of the train_v2.py below `root`, which errors call `name`."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone"]
         launcher += ["--nproc-per-node", str(processes)]
-    command = [*launcher, str(root / "scripts/train_v2.py"), *flags, "--save-folder", str(folder)]
+    command = [
+        *launcher,
+        str(root / "scripts/train_v2.py"),
+        *flags,
+        "--save-folder",
+        str(save_folder),
+    ]
     paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
-    result = subprocess.run(
+    run = subprocess.Popen(
         command,
-        cwd=root,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         encoding="utf-8",
         errors="replace",
     )
-    if result.returncode:
-        said = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-        said = said or result.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise TrainingError(f"train_v2.py of {root}: {said[0].removeprefix('error: ')}")
-    return float(pd.read_csv(folder / "training_log.csv")["images_per_second"].iloc[-1])
+    try:
+        stderr = run.communicate()[1]
+    except BaseException:  # torchrun passes a SIGTERM on, and would not live to pass on a SIGKILL
+        run.terminate()
+        run.wait()
+        raise
+    if run.returncode:
+        said = [line for line in stderr.splitlines() if line.startswith("error: ")]
+        said = said or stderr.strip().splitlines()[-1:] or ["no message"]
+        raise TrainingError(f"train_v2.py of {name}: {said[0].removeprefix('error: ')}")
+    return float(pd.read_csv(save_folder / "training_log.csv")["images_per_second"].iloc[-1])

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featherface.config import TrainConfig
 from featherface.errors import ConfigError
 from featherface.structures import Target
 
@@ -45,6 +46,29 @@ def mix(
     if second < cutmix_prob:
         return cutmix(images, targets, generator=generator, stream=stream)
     return images, targets
+
+
+def mix_as_configured(
+    config: TrainConfig,
+    images: Tensor,
+    targets: Target,
+    faces: int,
+    *,
+    generator: torch.Generator | None = None,
+    stream: int = 0,
+) -> tuple[Tensor, Target, int]:
+    """`mix` with the config's settings, and how many of its `faces` the batch then has: twice as
+    many where every image also holds its partner's."""
+    pixels, mixed = mix(
+        images,
+        targets,
+        mixup_alpha=config.mixup_alpha,
+        mixup_prob=config.mixup_prob,
+        cutmix_prob=config.cutmix_prob,
+        generator=generator,
+        stream=stream,
+    )
+    return pixels, mixed, faces * (1 + (mixed.boxes.shape[1] > targets.boxes.shape[1]))
 
 
 def mixup(

@@ -61,7 +61,7 @@ def readme(
     parts += ["## Measured by this export", "", *_parity(metrics["parity"])]
     parts += ["", *_speed(metrics["speed"], str(facts["machine"]))]
     if metrics.get("int8"):
-        parts += ["", *_int8(metrics["int8"])]
+        parts += ["", *_int8(metrics["int8"], compared=bool(metrics.get("average_precision")))]
     parts += ["", *_precision(metrics.get("average_precision") or (), evaluations)]
     return "\n".join(parts).replace("\n\n\n", "\n\n").rstrip() + "\n"
 
@@ -127,8 +127,9 @@ def _speed(rows: Sequence[Mapping[str, Any]], machine: str) -> list[str]:
     ]
 
 
-def _int8(facts: Mapping[str, Any]) -> list[str]:
-    """What is 8-bit, and whether it is faster."""
+def _int8(facts: Mapping[str, Any], *, compared: bool) -> list[str]:
+    """What is 8-bit, and whether it is faster. compared: AP was measured, too."""
+    precision = "" if compared else "AP against float is measured with `--data` only. "
     if facts["ratio"] is None:
         speed = "Its speed was not measured (`--rounds`)."
     else:
@@ -139,8 +140,7 @@ def _int8(facts: Mapping[str, Any]) -> list[str]:
         f"INT8: {facts['layers']} convolutions compute in 8 bits, {facts['left']} that were worth "
         f"it by size stay in float for accuracy. Calibrated on {facts['calibrated_on']}, on which "
         "the parity above is measured too; there the scores that matter change by "
-        f"{facts['score_error']:.4f} on average. AP against float is measured with `--data` only. "
-        f"{speed}"
+        f"{facts['score_error']:.4f} on average. {precision}{speed}"
     ]
 
 

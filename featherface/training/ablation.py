@@ -112,13 +112,15 @@ def run_ablation(
 
     base: data, teacher, image size and the like; BASE and the variant are laid over it. images:
     that every run sees (rounded to epochs). unlabelled: folders for one variant more. Runs that
-    the file holds are not run again. Raises ConfigError for an unknown variant.
+    the file holds are not run again. Raises ConfigError for an unknown variant, or where the
+    file's base saw another number of images.
     """
     known = VARIANTS | ({"unlabelled": {"unlabelled": unlabelled}} if unlabelled else {})
     strange = [name for name in variants if name not in known]
     if strange:
         raise ConfigError(f"no variant {strange[0]!r}; there are: {', '.join(known)}")
     base = base.replace(**BASE)
+    _refuse_other_budget(out, _images(_budgeted(base, images)))
     held_out = held_out_photos(base)
     if not held_out:
         raise ConfigError("nothing to measure on: hold_out must be above 0")
@@ -174,6 +176,18 @@ def _is_done(path: Path, variant: str, seed: int) -> bool:
         return False
     table = read_table(path)
     return bool(((table["variant"] == variant) & (table["seed"] == seed)).any())
+
+
+def _refuse_other_budget(path: Path, images: int) -> None:
+    if not path.exists():
+        return
+    table = read_table(path)
+    for other in table.loc[table["variant"] == "base", "images"].unique():
+        if other != images:
+            raise ConfigError(
+                f"{path}: its base saw {other:,} images, and runs with another budget ({images:,}) "
+                "cannot be compared with it; give the same --images, or another --out"
+            )
 
 
 def read_table(path: Path) -> pd.DataFrame:

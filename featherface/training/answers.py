@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from featherface.anchors import make_anchors
 from featherface.config import TrainConfig
 from featherface.errors import ConfigError
 from featherface.structures import Predictions
 from featherface.training.folder import answers_folder
-from featherface.training.teacher import Answer, Teacher
+from featherface.training.teacher import Answer, Teacher, digest_of
 
 WIDTHS = (4, 2, 10)  # of box deltas, class logits, landmark deltas: the columns of a file
 
@@ -35,7 +35,7 @@ class RememberingTeacher:
     def __init__(self, teacher: Teacher, folder: Path) -> None:
         self.teacher, self.folder = teacher, folder
         self.model = teacher.model
-        self.weights = _digest(self.model)
+        self.weights = digest_of(self.model).encode()
 
     def __call__(self, images: Tensor) -> Answer:
         paths = [self._path(image) for image in images]
@@ -69,13 +69,6 @@ def check_room_for_answers(config: TrainConfig, *, photos: int) -> None:
             f"--replay-epochs {config.replay_epochs}: the teacher's answers would take "
             f"{needed / 2**30:.1f} GiB in {folder}, where {free / 2**30:.1f} GiB are free; lower it"
         )
-
-
-def _digest(model: nn.Module) -> bytes:
-    digest = hashlib.sha256()
-    for value in model.state_dict().values():
-        digest.update(value.cpu().contiguous().numpy().tobytes())
-    return digest.digest()
 
 
 def _read(path: Path) -> Tensor | None:

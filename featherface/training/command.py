@@ -42,7 +42,7 @@ def train_command(defaults: TrainConfig, description: str | None) -> None:
     if arguments.resume is not None:
         resume = Path(arguments.resume or checkpoint_path(config, "last"))
         config = resumed_config(resume, explicit)
-    print(f"done: {train(config, resume=resume, overwrite=arguments.overwrite)}")
+    train(config, resume=resume, overwrite=arguments.overwrite)
 
 
 def _changes(preset: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from featherface.config import TrainConfig
 from featherface.data.cache import build_cache
 from featherface.data.cached import make_batches
 from featherface.data.loader import shared_batch
-from featherface.data.mixing import mix
+from featherface.data.mixing import mix_as_configured
 from featherface.data.prepare import fingerprint
 from featherface.devices import random_state, seed_device, set_random_state
 from featherface.errors import TrainingError
@@ -24,7 +24,12 @@ from featherface.structures import Batch
 from featherface.training.answers import check_room_for_answers
 from featherface.training.build import make_step
 from featherface.training.compiling import compile_networks, is_wanted
-from featherface.training.folder import checkpoint_path, forget_answers, prepare_folder
+from featherface.training.folder import (
+    check_folder,
+    checkpoint_path,
+    clear_folder,
+    forget_answers,
+)
 from featherface.training.log import TrainingLog
 from featherface.training.memory import fitting_batch, memory_errors_explained, trial_of
 from featherface.training.photos import training_photos
@@ -54,13 +59,14 @@ def train(
 
     Writes checkpoints and training_log.csv to `config.save_folder`. On Ctrl-C or SIGTERM the state
     is saved to …_last.pth and KeyboardInterrupt is raised; `resume` continues to the same result.
-    TrainingError where another run lies in the folder, unless `overwrite`, which removes it.
+    TrainingError where another run lies in the folder, unless `overwrite`, which removes it once
+    all else is ready.
 
     Under torchrun this is one of several processes, of which the first writes and speaks.
     """
     with joined(config.device) as process, memory_errors_explained(config):
         if process.first:
-            prepare_folder(config, keep=resume is not None, overwrite=overwrite)
+            check_folder(config, run_allowed=overwrite or resume is not None)
         wait_for_all()
         torch.manual_seed(config.seed)
         seed_device(config.seed + process.number, process.device)
@@ -87,6 +93,9 @@ def train(
         if is_wanted(config.compile, run.device, steps=config.epochs * run.steps_per_epoch):
             trial = trial_of(run.step, config, run.device)
             compile_networks(run.networks, lambda: trial(sampler.batch // process.total))
+        if process.first and not resume:
+            clear_folder(config)
+        wait_for_all()
         _epochs(run, loader, sampler, validator, log, progress=progress and process.first)
         sampler.set_epoch(config.epochs)
         _estimate_batch_norms(run, loader)
@@ -96,6 +105,7 @@ def train(
         wait_for_all()
         if process.first:
             forget_answers(config)
+        run.say(f"done: {final}")
         return final
 
 
@@ -154,16 +164,10 @@ def train_one_epoch(run: Run, loader: Iterable[Batch], stop: GracefulStop, bar: 
         pixels = normalise(images.to(run.device, non_blocking=True))
         targets = targets.to(run.device, non_blocking=True)
         if run.progress < 1 - config.clean_share:
-            alone = targets.boxes.shape[1]
-            pixels, targets = mix(
-                pixels,
-                targets,
-                mixup_alpha=config.mixup_alpha,
-                mixup_prob=config.mixup_prob,
-                cutmix_prob=config.cutmix_prob,
-                stream=run.process.number,
+            stream = run.process.number
+            pixels, targets, faces = mix_as_configured(
+                config, pixels, targets, faces, stream=stream
             )
-            faces *= 1 + (targets.boxes.shape[1] > alone)  # its own and its partner's
         with autocast(config, run.device):
             losses = run.step(pixels, targets, faces)
         _update(run, losses)

@@ -24,24 +24,30 @@ def forget_answers(config: TrainConfig) -> None:
     shutil.rmtree(answers_folder(config), ignore_errors=True)
 
 
-def prepare_folder(config: TrainConfig, *, keep: bool, overwrite: bool) -> None:
+def check_folder(config: TrainConfig, *, run_allowed: bool) -> None:
     """Make the save folder, see that it can be written to, and that no run lies there.
 
-    With `overwrite` the run that lies there goes, all but its final weights, which stay until
-    there are new ones. TrainingError without; OSError if the folder cannot be written to.
+    TrainingError if one does, unless it may: to be resumed, or to be replaced by `clear_folder`.
+    OSError if the folder cannot be written to.
     """
     folder = Path(config.save_folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
     last = checkpoint_path(config, "last")
-    if keep or not last.exists():
-        return
-    if not overwrite:
+    if last.exists() and not run_allowed:
         raise TrainingError(
             f"{last}: a run lies here; go on with --resume, or start anew with --overwrite or in "
             "another --save-folder"
         )
+
+
+def clear_folder(config: TrainConfig) -> None:
+    """Remove the run that lies there, all but its final weights, which stay until there are new
+    ones, and its log, whose first new row replaces it."""
+    folder, last = Path(config.save_folder), checkpoint_path(config, "last")
+    if not last.exists():
+        return
     name = last.name.removesuffix("last.pth")
     for old in (*folder.glob(f"{name}epoch_*.pth"), checkpoint_path(config, "best"), last):
         old.unlink(missing_ok=True)

@@ -38,9 +38,9 @@ def memory_errors_explained(config: TrainConfig) -> Iterator[None]:
             raise
         raise TrainingError(
             f"out of memory at {config.image_size}×{config.image_size} with --batch-size "
-            f"{config.batch_size} and --accumulate {config.accumulate}: lower the first, or raise "
-            "the second (the same result in less memory), or keep the photos elsewhere (--cache "
-            "ram)"
+            f"{config.batch_size or 'auto'} and --accumulate {config.accumulate}: lower the first, "
+            "or raise the second (the same result in less memory), or keep the photos elsewhere "
+            "(--cache ram)"
         ) from None
 
 

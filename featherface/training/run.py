@@ -22,7 +22,7 @@ from featherface.training.build import make_optimizer, make_step
 from featherface.training.ema import make_ema
 from featherface.training.processes import Process, gathered, share_state
 from featherface.training.schedule import make_scheduler
-from featherface.training.teacher import TorchTeacher
+from featherface.training.teacher import TorchTeacher, digest_of
 
 # settings that say where and how fast a run goes, not what it computes: free to change on --resume
 FREE_ON_RESUME = frozenset(
@@ -90,6 +90,12 @@ class Run:
         return [self.model] + ([teacher.model] if isinstance(teacher, TorchTeacher) else [])
 
     @property
+    def teacher_digest(self) -> str:
+        """Of the teacher's weights; "" without a teacher."""
+        teacher = getattr(self.step, "teacher", None)
+        return "" if teacher is None else digest_of(teacher.model)
+
+    @property
     def description(self) -> str:
         """What is trained on what, in one line."""
         config, count = self.config, self.process.total
@@ -131,6 +137,7 @@ class Run:
             "config": self.config.as_dict(),
             "epoch": self.epoch,
             "data": self.data,
+            "teacher": self.teacher_digest,
             **self.provenance,
         }
 
@@ -190,6 +197,11 @@ class Run:
                 f"{path}: was trained on other photos ({_described_data(content['data'])}; now "
                 f"{_described_data(self.data)}); give it the same data, or start a new run from "
                 "its weights with --weights"
+            )
+        if content.get("teacher", self.teacher_digest) != self.teacher_digest:  # old files: unknown
+            raise ConfigError(
+                f"{path}: had another teacher than {self.config.teacher_model} is now; give it the "
+                "same one (--teacher-model), or start a new run from its weights with --weights"
             )
         self.step.trained.load_state_dict(content["trained"])
         if self.ema:

@@ -3,6 +3,7 @@
 Torch's CPU kernel of the deformable convolution (V1's context modules) is what takes the time.
 """
 
+import hashlib
 import logging
 import tempfile
 import warnings
@@ -26,6 +27,14 @@ class Answer(NamedTuple):
 
     predictions: Predictions
     features: list[Tensor]  # the maps that its heads read: P3, P4, P5
+
+
+def digest_of(model: nn.Module) -> str:
+    """SHA-256 of a network's weights, hexadecimal."""
+    digest = hashlib.sha256()
+    for value in model.state_dict().values():
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class Teacher(Protocol):
