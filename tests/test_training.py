@@ -13,6 +13,7 @@ from tiny_runs import equal, prepare, tiny_config, trained
 
 from featherface.checkpoint import load_model, read_file, write_file
 from featherface.config import TrainConfig
+from featherface.data import mixing
 from featherface.devices import random_state, set_random_state
 from featherface.errors import CheckpointError, ConfigError, DataError, TrainingError
 from featherface.training import engine
@@ -377,7 +378,7 @@ def test_the_last_share_of_a_run_is_clean(config, monkeypatch):
         mixed.append(len(images))
         return images, targets
 
-    monkeypatch.setattr(engine, "mix", mix)
+    monkeypatch.setattr(mixing, "mix", mix)
     engine.train(config.replace(clean_share=0.5), progress=False)  # 2 epochs of 4 steps
     assert len(mixed) == 4
 
