@@ -79,7 +79,7 @@ def checked_out(commit: str) -> Iterator[Path]:
         except OSError as error:
             raise ConfigError(f"git cannot be run ({error}): nothing to compare with") from error
         except subprocess.SubprocessError as error:
-            said = str(getattr(error, "stderr", "") or error).strip().splitlines()[-1]
+            said = str(getattr(error, "stderr", "") or error).strip().rpartition("\n")[2]
             raise ConfigError(
                 f"{CHECKOUT}: git does not give the files of commit {commit!r}: {said}"
             ) from error
