@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featherface.anchors import make_anchors, match
+from featherface.config import TrainConfig
 from featherface.data import mixing
 from featherface.data.mixing import blend, cutmix, mix, mixup, paste
 from featherface.errors import ConfigError
@@ -16,6 +17,7 @@ from featherface.structures import Target
 SIZE = 64
 FACE = (10.0, 10.0, 30.0, 30.0)
 FAR = (40.0, 36.0, 56.0, 60.0)
+UNMIXED = TrainConfig(mixup_prob=0.0, cutmix_prob=0.0)
 
 
 def generator(seed=0):
@@ -241,7 +243,7 @@ def test_an_image_that_comes_from_one_source_is_labelled_as_that_is():
     ):
         _, faces = paste(images, targets, rectangle(*corners).repeat(2, 1))
         assert faces.labelled.tolist() == expected, corners
-    assert mix(images, targets, mixup_alpha=0.2, mixup_prob=0, cutmix_prob=0)[1] is targets
+    assert mix(UNMIXED, images, targets, 2)[1] is targets
 
 
 def test_cutmix_rectangles_have_every_size_and_stay_inside():
@@ -306,9 +308,9 @@ def test_mix_chooses_by_its_probabilities(monkeypatch):
 
     def counted(**options):
         calls.clear()
-        source = generator()
+        config, source = TrainConfig(**options), generator()
         for _ in range(400):
-            mix(images, targets, generator=source, **options)
+            mix(config, images, targets, 1, generator=source)
         return calls.count("mixup"), calls.count("cutmix")
 
     assert counted(mixup_alpha=0.2, mixup_prob=0, cutmix_prob=0) == (0, 0)
@@ -320,8 +322,15 @@ def test_mix_chooses_by_its_probabilities(monkeypatch):
 
 def test_an_unmixed_batch_is_the_batch():
     images, targets = pictures(), make_targets([FACE], [])
-    out = mix(images, targets, mixup_alpha=0.2, mixup_prob=0, cutmix_prob=0)
-    assert out[0] is images and out[1] is targets
+    out = mix(UNMIXED, images, targets, 1)
+    assert out[0] is images and out[1] is targets and out[2] == 1
+
+
+@pytest.mark.parametrize("setting", ["mixup_prob", "cutmix_prob"])
+def test_every_image_of_a_mixed_batch_brings_its_partners_faces(setting):
+    images, targets = pictures(), make_targets([FACE], [])
+    mixed, faces, count = mix(UNMIXED.replace(**{setting: 1.0}), images, targets, 1)
+    assert mixed is not images and faces.boxes.shape == (2, 2, 4) and count == 2
 
 
 def test_a_batch_of_one_and_of_no_faces():

@@ -5,8 +5,8 @@ import torch
 from conftest import make_targets
 from PIL import Image
 
-from featherface.data import loader, mixing, widerface
-from featherface.data.mixing import draw_mixed
+from featherface.data import loader, mixing_sheet, widerface
+from featherface.data.mixing_sheet import draw_mixed
 from featherface.structures import Batch
 
 SIZE = 64
@@ -34,6 +34,7 @@ def test_the_command_draws_eight_samples(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(widerface, "read_split", lambda root, split: [])
     monkeypatch.setattr(loader, "make_loader", batches)
-    mixing.main(["--data", "d", "--out", str(tmp_path / "sub" / "m.png"), "--image_size", "64"])
-    assert Image.open(tmp_path / "sub" / "m.png").size == (4 * 68 + 4, 2 * 72)
+    out = tmp_path / "sub" / "m.png"
+    mixing_sheet.main(["--data", "d", "--out", str(out), "--image_size", "64"])
+    assert Image.open(out).size == (4 * 68 + 4, 2 * 72)
     assert "m.png" in capsys.readouterr().out

@@ -13,7 +13,6 @@ from tiny_runs import equal, prepare, tiny_config, trained
 
 from featherface.checkpoint import load_model, read_file, write_file
 from featherface.config import TrainConfig
-from featherface.data import mixing
 from featherface.devices import random_state, set_random_state
 from featherface.errors import CheckpointError, ConfigError, DataError, TrainingError
 from featherface.training import engine
@@ -374,11 +373,11 @@ def test_batch_norms_can_be_estimated_anew_at_the_end(config):
 def test_the_last_share_of_a_run_is_clean(config, monkeypatch):
     mixed = []
 
-    def mix(images, targets, **_):
+    def mix(config, images, targets, faces, **_):
         mixed.append(len(images))
-        return images, targets
+        return images, targets, faces
 
-    monkeypatch.setattr(mixing, "mix", mix)
+    monkeypatch.setattr(engine, "mix", mix)
     engine.train(config.replace(clean_share=0.5), progress=False)  # 2 epochs of 4 steps
     assert len(mixed) == 4
 

@@ -24,7 +24,7 @@ from featherface.data.cache import PhotoCache, build_cache
 from featherface.data.cached import make_batches
 from featherface.data.decode import open_photo
 from featherface.data.loader import EpochSampler, worker_count
-from featherface.data.mixing import mix_as_configured
+from featherface.data.mixing import mix
 from featherface.data.transforms import crop, training_transform
 from featherface.data.widerface import read_split
 from featherface.devices import pick_device
@@ -125,7 +125,7 @@ class Bench:
         """MixUp, CutMix or neither, each as often as in training."""
         names = ("pixels", "targets", "faces")
         given = [self.state[name] for name in names]
-        mixed = mix_as_configured(self.config, *given, generator=self.generator)
+        mixed = mix(self.config, *given, generator=self.generator)
         self.state |= zip(names, mixed, strict=True)
 
     def _teach(self) -> None:

@@ -4,11 +4,8 @@ MixUp (arXiv 1710.09412) in the same-geometry form for boxes (arXiv 1902.04103):
 blended and keep the faces of both, each weighted by its image's share. CutMix (arXiv 1905.04899): a
 rectangle of one image replaces the same place of another, and faces count by what remains visible.
 Each image's partner is the batch's next one: batches are shuffled, so that is as random as any.
-
-    python -m featherface.data.mixing --data data/widerface --out results/mixed_samples.png
+featherface.data.mixing_sheet draws what comes of it.
 """
-
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,31 +21,6 @@ IGNORED_VISIBLE = 0.1  # with less than that but at least this it is ignored; wi
 
 
 def mix(
-    images: Tensor,
-    targets: Target,
-    *,
-    mixup_alpha: float,
-    mixup_prob: float,
-    cutmix_prob: float,
-    generator: torch.Generator | None = None,
-    stream: int = 0,
-) -> tuple[Tensor, Target]:
-    """The batch mixed by MixUp (with mixup_prob), else by CutMix (with cutmix_prob), else as it is.
-
-    images: (B, 3, S, S) float; targets: (B, F), which becomes (B, 2F) when mixed. All randomness
-    comes from `generator` (on the CPU; None: torch's), so the device never waits for the host.
-    An image made of two counts as labelled only if both are. stream: other numbers for each, of the
-    same generator: processes that share a batch agree on how it is mixed, not on the shares.
-    """
-    first, second = torch.rand(2, generator=generator).tolist()
-    if mixup_alpha > 0 and first < mixup_prob:
-        return mixup(images, targets, alpha=mixup_alpha, generator=generator, stream=stream)
-    if second < cutmix_prob:
-        return cutmix(images, targets, generator=generator, stream=stream)
-    return images, targets
-
-
-def mix_as_configured(
     config: TrainConfig,
     images: Tensor,
     targets: Target,
@@ -57,18 +29,24 @@ def mix_as_configured(
     generator: torch.Generator | None = None,
     stream: int = 0,
 ) -> tuple[Tensor, Target, int]:
-    """`mix` with the config's settings, and how many of its `faces` the batch then has: twice as
-    many where every image also holds its partner's."""
-    pixels, mixed = mix(
-        images,
-        targets,
-        mixup_alpha=config.mixup_alpha,
-        mixup_prob=config.mixup_prob,
-        cutmix_prob=config.cutmix_prob,
-        generator=generator,
-        stream=stream,
-    )
-    return pixels, mixed, faces * (1 + (mixed.boxes.shape[1] > targets.boxes.shape[1]))
+    """The batch mixed by MixUp (with mixup_prob), else by CutMix (with cutmix_prob), else as it is.
+
+    images: (B, 3, S, S) float; targets: (B, F), which becomes (B, 2F) when mixed; faces: how many
+    of the F are no padding, in all images. That doubles when mixed: each image also holds its
+    partner's. All randomness comes from `generator` (on the CPU; None: torch's), so the device
+    never waits for the host. An image made of two counts as labelled only if both are. stream:
+    other numbers for each, of the same generator: processes that share a batch agree on how it is
+    mixed, not on the shares.
+    """
+    first, second = torch.rand(2, generator=generator).tolist()
+    if config.mixup_alpha > 0 and first < config.mixup_prob:
+        alpha = config.mixup_alpha
+        mixed = mixup(images, targets, alpha=alpha, generator=generator, stream=stream)
+    elif second < config.cutmix_prob:
+        mixed = cutmix(images, targets, generator=generator, stream=stream)
+    else:
+        return images, targets, faces
+    return *mixed, 2 * faces
 
 
 def mixup(
@@ -242,73 +220,3 @@ def _judge(targets: Target, boxes: Tensor, visible: Tensor, landmarks_visible: T
         weight=targets.weight.masked_fill(dropped, 0.0),
         labelled=targets.labelled,
     )
-
-
-def draw_mixed(images: Tensor, targets: Target, *, columns: int = 4) -> np.ndarray:
-    """A sheet (H, W, 3) uint8 of RGB images (B, 3, S, S), 0..255, with their faces drawn.
-
-    Faces are yellow with their weight, ignored faces are magenta; dropped ones are not there.
-    """
-    from torchvision.utils import make_grid
-
-    pictures = images.detach().cpu().round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
-    drawn = [
-        _draw_one(picture, Target(*(part[index].cpu() for part in targets)))
-        for index, picture in enumerate(pictures)
-    ]
-    stacked = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2)  # (B, S, S, 3) → (B, 3, S, S)
-    return make_grid(stacked, nrow=columns, padding=4).permute(1, 2, 0).numpy()
-
-
-def _draw_one(picture: np.ndarray, faces: Target) -> np.ndarray:
-    import cv2
-
-    from featherface.drawing import draw
-    from featherface.structures import Detections
-
-    points = faces.landmarks.masked_fill(~faces.landmark_mask[..., None], torch.nan)
-    order = faces.weight.argsort(descending=True)
-    kept = order[((faces.weight > 0) & ~faces.ignore)[order]]
-    parts = (faces.boxes[kept], faces.weight[kept], points[kept])
-    sheet = draw(picture, Detections(*(part.float().numpy() for part in parts)))
-    for box in faces.boxes[(faces.weight > 0) & faces.ignore].round().int().tolist():
-        cv2.rectangle(sheet, box[:2], box[2:], (204, 121, 167), 2)
-    return sheet
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw eight mixed samples of a training set: a row of MixUp and a row of CutMix."""
-    from PIL import Image
-
-    from featherface import cli
-    from featherface.config import V2
-    from featherface.data.loader import make_loader
-    from featherface.data.widerface import read_split
-    from featherface.files import atomic_path
-
-    parser = cli.parser(main.__doc__ or "")
-    parser.add_argument("--data", default=V2.data, help="data folder, as for training")
-    parser.add_argument("--out", default="results/mixed_samples.png", help="the picture to write")
-    parser.add_argument(*cli.flag("image_size"), type=int, default=320, help="side of a sample")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other samples")
-    args = parser.parse_args(arguments)
-    config = V2.replace(
-        data=args.data, image_size=args.image_size, seed=args.seed, batch_size=4, num_workers=0
-    )
-    loader, _ = make_loader(read_split(config.data, config.split), config)
-    batches = iter(loader)
-    generator = torch.Generator().manual_seed(config.seed)
-    sheets = []
-    for function in (mixup, cutmix):
-        batch = next(batches)
-        mixed = function(batch.images.float(), batch.targets, alpha=1.0, generator=generator)
-        sheets.append(draw_mixed(*mixed))
-    with atomic_path(args.out) as temporary:
-        Image.fromarray(np.concatenate(sheets)).save(temporary)
-    print(f"four MixUp samples over four CutMix samples: {args.out}")
-
-
-if __name__ == "__main__":
-    from featherface.cli import run
-
-    run(main)

@@ -12,7 +12,8 @@ from featherface.config import PRESETS, TrainConfig
 from featherface.data.annotations import Photo
 from featherface.data.decode import decode, open_photo
 from featherface.data.loader import make_loader, worker_count
-from featherface.data.mixing import cutmix, draw_mixed, mixup
+from featherface.data.mixing import cutmix, mixup
+from featherface.data.mixing_sheet import draw_mixed
 from featherface.data.prepare import verify
 from featherface.data.widerface import HOW_TO_GET, read_split
 from featherface.devices import pick_device

@@ -15,7 +15,7 @@ from featherface.config import TrainConfig
 from featherface.data.cache import build_cache
 from featherface.data.cached import make_batches
 from featherface.data.loader import shared_batch
-from featherface.data.mixing import mix_as_configured
+from featherface.data.mixing import mix
 from featherface.data.prepare import fingerprint
 from featherface.devices import random_state, seed_device, set_random_state
 from featherface.errors import TrainingError
@@ -165,9 +165,7 @@ def train_one_epoch(run: Run, loader: Iterable[Batch], stop: GracefulStop, bar: 
         targets = targets.to(run.device, non_blocking=True)
         if run.progress < 1 - config.clean_share:
             stream = run.process.number
-            pixels, targets, faces = mix_as_configured(
-                config, pixels, targets, faces, stream=stream
-            )
+            pixels, targets, faces = mix(config, pixels, targets, faces, stream=stream)
         with autocast(config, run.device):
             losses = run.step(pixels, targets, faces)
         _update(run, losses)
