@@ -142,6 +142,7 @@ def test_int8_alone_is_timed_against_float_or_not_at_all(
     text = (tmp_path / "README_int8.md").read_text()
     assert "nan" not in text and ("speed was not measured" in text) == (rounds == 0)
     assert ("× its time" in text) == (rounds == 1)
+    assert "which the raw form decodes" not in text, "there is none"
     assert "2 convolutions" in text and "change by 0.0123" in text
     assert "AP against float is measured with `--data` only" in text
     assert 'OnnxDetector("featherface_v2_deployment_int8.onnx")' in text

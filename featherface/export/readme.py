@@ -115,10 +115,11 @@ def _speed(rows: Sequence[Mapping[str, Any]], machine: str) -> list[str]:
     """The table of times."""
     if not rows:
         return []
+    forwards = [row["network"] for row in rows if row["what"] == "forward"]
+    decoded = ", which the raw form decodes and PyTorch here does not" if len(forwards) > 1 else ""
     lines = [f"Time on one thread, milliseconds of CPU time, {rows[0]['size']} (height × width), "
              f"all in turn in one process, {rows[0]['rounds']} rounds, {machine}. Forward: "
-             "prepared pixels to all anchors, which the raw form decodes and PyTorch here does "
-             "not:", ""]  # fmt: skip
+             f"prepared pixels to all anchors{decoded}:", ""]  # fmt: skip
     lines += ["| what | network | median | smallest–largest | × PyTorch |", "|---|---|---|---|---|"]
     return lines + [
         f"| {row['what']} | {row['network']} | {row['median']:.1f} | {row['min']:.1f}–"
