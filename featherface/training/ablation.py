@@ -71,6 +71,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no attention": {"feature_attention": "none"},
     "mixup": {"mixup_prob": 0.5},
     "cutmix": {"cutmix_prob": 0.5},
+    "mixed": {"mixup_prob": 0.5, "cutmix_prob": 0.5},
     "mixed, clean end": {"mixup_prob": 0.5, "cutmix_prob": 0.5, "clean_share": 0.3},
     "dropblock 0.1": {"dropblock_prob": 0.1},
     "no ema": {"ema_decay": 0.0},
