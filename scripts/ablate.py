@@ -19,7 +19,7 @@ def main() -> None:
     add(*flag("teacher_model"), default=PRESETS["v2"].teacher_model, help="weights of V1")
     add(*flag("variants"), nargs="*", default=None, help="only these: " + ", ".join(VARIANTS))
     add(*flag("seeds"), nargs="*", type=int, default=[0, 1], help="a run of each variant for each")
-    add(*flag("images"), type=int, default=6000, help="images that every run sees")
+    add(*flag("images"), type=int, default=4000, help="images that every run sees, about")
     add(*flag("image_size"), type=int, default=256, help="side of the training image, pixels")
     add(*flag("batch_size"), type=int, default=16, help="images a step")
     add(*flag("num_workers"), type=int, default=1, help="loader processes")

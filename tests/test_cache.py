@@ -15,12 +15,13 @@ from torch.nn import functional as F
 from waiting import no_waiting
 
 from featherface.config import TrainConfig
-from featherface.data import cache
+from featherface.data import cache, places
 from featherface.data.annotations import Photo
-from featherface.data.cache import build_cache, choose_place, decode_on_device, read_small
+from featherface.data.cache import build_cache, decode_on_device, read_small
 from featherface.data.cached import make_batches
 from featherface.data.decode import Window, open_header, open_photo
 from featherface.data.loader import FaceDataset, collate, make_loader
+from featherface.data.places import choose_place
 from featherface.data.recipe import Colour, Recipe
 from featherface.data.render import plan_row, sampling_weights
 from featherface.data.transforms import FILL_RGB, TrainingTransform
@@ -198,7 +199,7 @@ def test_rendering_in_parts_is_rendering_at_once_without_waiting(photos, monkeyp
 
 def test_auto_takes_the_first_memory_that_fits(monkeypatch):
     free = {"cuda": 100, "cpu": 1000}
-    monkeypatch.setattr(cache, "free_bytes", lambda place: free[place.type])
+    monkeypatch.setattr(places, "free_bytes", lambda place: free[place.type])
     gpu = torch.device("cuda")
     assert [choose_place("auto", size, gpu) for size in (60, 61, 500, 501)] == [gpu, CPU, CPU, None]
     assert choose_place("ram", 500, gpu) == CPU
@@ -210,7 +211,7 @@ def test_a_cpu_keeps_nothing_unless_it_is_asked_to(photos):
     assert build_cache(photos, CONFIG.replace(cache="auto"), CPU) is None
     assert build_cache(photos, CONFIG.replace(cache="none"), CPU) is None
     kept = build_cache(photos, CONFIG.replace(cache="ram"), CPU, progress=False)
-    assert kept.rows.device == CPU and cache.free_bytes(CPU) > 2**20
+    assert kept.rows.device == CPU and places.free_bytes(CPU) > 2**20
 
 
 @pytest.mark.parametrize("workers", [0, 1])

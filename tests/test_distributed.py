@@ -21,6 +21,7 @@ from tiny_runs import prepare, tiny_config
 from featherface.checkpoint import read_file
 from featherface.config import TrainConfig
 from featherface.data.loader import EpochSampler, shared_batch
+from featherface.data.sharing import FOLDER
 from featherface.errors import ConfigError
 from featherface.losses.parallel import process, totals
 from featherface.training.processes import any_process, average_gradients, gathered, joined
@@ -64,7 +65,7 @@ FRESH = {
     "mixup_prob": 0.0,
     "cutmix_prob": 0.0,
     "dropblock_prob": 0.0,
-}  # drawn by each process for itself
+}  # their random numbers differ between one process and two
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,8 @@ def start(root: Path, processes: int, *arguments: object) -> list[subprocess.Pop
     """The worker in so many processes, as torchrun would start them."""
     port = free_port()
     base = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    base |= {"MASTER_PORT": str(port), "WORLD_SIZE": str(processes), "PYTHONWARNINGS": "ignore"}
+    base |= {"MASTER_PORT": str(port), "PYTHONWARNINGS": "ignore"}
+    base |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(processes))
     command = [sys.executable, str(root / "worker.py"), *map(str, arguments)]
     return [
         subprocess.Popen(
@@ -138,11 +140,14 @@ def test_two_processes_train_as_one_and_go_on_as_one(root, tmp_path):
 
 
 def test_with_their_own_batch_norms_two_processes_stay_near_one(root, tmp_path):
-    """Statistics of two images instead of four: near, but not the same."""
+    """Statistics of two images instead of four: near, but not the same. They share their photos."""
     config = tiny_config(root, tmp_path / "one").replace(batch_size=4, epochs=1, **FRESH)
-    finish(start(root, 1, "new", config.as_dict()))
+    config = config.replace(cache="ram")
+    (alone,) = finish(start(root, 1, "new", config.as_dict()))
     two = config.replace(save_folder=str(tmp_path / "two"))
-    finish(start(root, 2, "new", two.as_dict()))
+    said = finish(start(root, 2, "new", two.as_dict()))[0]
+    shares = FOLDER.is_dir()  # not everywhere
+    assert "shared by" not in alone and ("shared by 2 processes" in said) == shares
     one, other = log_of(config)["loss"].item(), log_of(two)["loss"].item()
     assert one != other and other == pytest.approx(one, rel=0.25)
 

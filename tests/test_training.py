@@ -289,6 +289,11 @@ def test_a_run_is_not_replaced_by_accident(config, monkeypatch):
     with pytest.raises(CheckpointError, match="nosuch"):
         engine.train(lost, overwrite=True, progress=False)
     assert engine.checkpoint_path(config, 1).exists(), "it goes only when the new one can start"
+    log = Path(config.save_folder) / "training_log.csv"
+    assert log.exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "_epochs", lambda *_, **__: not log.exists() or 1 / 0)
+        engine.train(config.replace(epochs=1, save_every=5), overwrite=True, progress=False)
     engine.train(config.replace(epochs=1, save_every=5), overwrite=True, progress=False)
     assert not engine.checkpoint_path(config, 1).exists(), "the old run's checkpoints must go"
     with pytest.raises(TrainingError, match="a run lies here"):
@@ -306,6 +311,13 @@ def test_resuming_with_another_teacher_is_refused(config, tmp_path):
     engine.train(config.replace(epochs=1), progress=False)
     last = engine.checkpoint_path(config, "last")
     content = read_file(config.teacher_model)
+    write_file(tmp_path / "moved.pth", content)
+    same = resumed_config(last, {"teacher_model": str(tmp_path / "moved.pth")})
+    engine.train(same, resume=last, progress=False)
+    state = read_file(last)
+    del state["teacher"]  # a checkpoint of before it was kept
+    write_file(last, state)
+    engine.train(resumed_config(last, {}), resume=last, progress=False)
     next(iter(content["model"].values())).mul_(1.1)
     write_file(tmp_path / "other.pth", content)
     with pytest.raises(ConfigError, match=r"another teacher than .*other\.pth"):

@@ -125,7 +125,7 @@ def _images_per_second(
         stderr = run.communicate()[1]
     except BaseException:  # torchrun passes a SIGTERM on, and would not live to pass on a SIGKILL
         run.terminate()
-        run.wait()
+        run.communicate()
         raise
     if run.returncode:
         said = [line for line in stderr.splitlines() if line.startswith("error: ")]

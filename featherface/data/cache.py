@@ -6,10 +6,8 @@ decodes whole batches; else, and what it cannot read, loader processes do (pixel
 grey level here and there).
 """
 
-import os
 import warnings
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -23,13 +21,12 @@ from featherface.config import TrainConfig
 from featherface.data.annotations import Photo
 from featherface.data.decode import SHRINKS, PhotoFile, decode, open_header, open_photo
 from featherface.data.loader import one_thread, worker_count
+from featherface.data.places import choose_place
 from featherface.data.render import Plan, render
-from featherface.errors import ConfigError, DataError
+from featherface.data.sharing import ALONE, Machine, can_share, shared_bytes
+from featherface.errors import DataError
 
-DEVICE_SHARE = 0.6  # of the free device memory that the photos may take
-HOST_SHARE = 0.5  # of the available host memory
 RENDER_BYTES = 2**31  # about what rendering may take at a time
-UNKNOWN_HOST = 4 * 2**30  # free host memory where the system does not tell
 DECODED_TOGETHER = 32  # photos a batch on the device
 
 
@@ -42,19 +39,32 @@ def cached_size(file: PhotoFile, side: int) -> tuple[int, int]:
 class PhotoCache:
     """Decoded photos; `render` makes training images of them."""
 
-    def __init__(self, files: Sequence[PhotoFile], *, side: int, place: torch.device) -> None:
-        """An empty one for these photos, in the memory of `place`."""
+    def __init__(
+        self,
+        files: Sequence[PhotoFile],
+        *,
+        side: int,
+        place: torch.device,
+        machine: Machine | None = None,
+    ) -> None:
+        """An empty one for these photos, in the memory of `place`: shared by the machine's
+        processes where a machine is given."""
         self.files, self.side = files, side
         sizes = np.array([cached_size(file, side) for file in files])
         self.sizes = torch.from_numpy(sizes)  # (N, 2) int64, on the host
         self.first_row = torch.from_numpy(np.cumsum(sizes[:, 0]) - sizes[:, 0])  # (N,)
         shape = packed_shape(files, side)
         # not pinned: `_gather` copies into pinned memory what a batch needs
-        self.rows = torch.empty(shape, dtype=torch.uint8, device=place)
+        self.users = machine.total if machine else 1
+        if machine:
+            self.rows = shared_bytes(int(np.prod(shape)), machine).view(shape)
+        else:
+            self.rows = torch.empty(shape, dtype=torch.uint8, device=place)
 
     def __str__(self) -> str:
         size = self.rows.numel() / 2**30
-        return f"{size:.1f} GiB, decoded, in the memory of {self.rows.device}"
+        shared = f", shared by {self.users} processes" if self.users > 1 else ""
+        return f"{size:.1f} GiB, decoded, in the memory of {self.rows.device}{shared}"
 
     def put(self, index: int, pixels: Tensor) -> None:
         """Store photo `index`, (h, 3, w) uint8 RGB, of its cached size."""
@@ -118,65 +128,38 @@ def packed_shape(files: Sequence[PhotoFile], side: int) -> tuple[int, int, int]:
 
 
 def build_cache(
-    photos: Sequence[Photo], config: TrainConfig, device: torch.device, *, progress: bool = True
+    photos: Sequence[Photo],
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    progress: bool = True,
+    machine: Machine = ALONE,
 ) -> PhotoCache | None:
     """The photos decoded to where `config.cache` says, or None where they are not to be kept.
 
-    ConfigError where they do not fit there, DataError for a photo that cannot be read.
+    In the host's memory the processes of a machine share one cache, of which each decodes its part.
+    ConfigError where the photos do not fit there, DataError for one that cannot be read.
     """
     slow = config.cache == "auto" and device.type != "cuda"
     if config.cache == "none" or slow or not photos:
         return None  # on a CPU the loader's processes are faster than dense matrix products
     files = [open_header(photo.path) for photo in photos]
-    place = choose_place(config.cache, int(np.prod(packed_shape(files, config.cache_side))), device)
+    size = int(np.prod(packed_shape(files, config.cache_side)))
+    sharing = can_share(size, machine)
+    place = choose_place(config.cache, size, device, machine=machine, sharing=sharing)
     if place is None:
         return None
-    cache = PhotoCache(files, side=config.cache_side, place=place)
-    pictures = _decoded(files, config, device)
-    for index, pixels in enumerate(
-        tqdm(pictures, "decode", len(files), unit="photo", disable=not progress)
-    ):
-        cache.put(index, pixels)
-    return cache
-
-
-def choose_place(cache: str, size: int, device: torch.device) -> torch.device | None:
-    """The memory to keep `size` bytes in: the device's, the host's, or None for neither.
-
-    `auto` takes the first of device and host that fits. ConfigError where what is asked for does
-    not fit.
-    """
-    host = torch.device("cpu")
-    memory = {"device": (device, DEVICE_SHARE), "ram": (host, HOST_SHARE)}
-    wanted = ("device", "ram") if cache == "auto" else (cache,)
-    for name in wanted:
-        place, share = memory[name]
-        if size <= share * free_bytes(place):
-            return place
-    if cache == "auto":
-        return None
-    free = free_bytes(memory[cache][0]) / 2**30
-    raise ConfigError(
-        f"--cache {cache}: the photos take {size / 2**30:.1f} GiB, of {free:.1f} GiB free "
-        f"{100 * memory[cache][1]:.0f} % may be used; lower --cache-side, or use --cache "
-        f"{'ram' if cache == 'device' else 'none'}"
+    shared = sharing and machine.total > 1 and place.type == "cpu"
+    cache = PhotoCache(
+        files, side=config.cache_side, place=place, machine=machine if shared else None
     )
-
-
-def free_bytes(place: torch.device) -> int:
-    """Free memory of a CUDA device, or this process's share of what the host has available."""
-    if place.type == "cuda":
-        return torch.cuda.mem_get_info(place)[0]
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        found = next(line for line in lines if line.startswith("MemAvailable:"))
-        return 1024 * int(found.split()[1]) // processes
-    except (OSError, StopIteration):  # not Linux: half of what there is, or a modest guess
-        names = getattr(os, "sysconf_names", {})
-        if "SC_PHYS_PAGES" not in names:
-            return UNKNOWN_HOST // processes
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // processes
+    indices = range(machine.number, len(files), machine.total) if shared else range(len(files))
+    pictures = _decoded([files[index] for index in indices], config, device)
+    bar = tqdm(pictures, "decode", len(indices), unit="photo", disable=not progress)
+    for index, pixels in zip(indices, bar, strict=True):
+        cache.put(index, pixels)
+    machine.any(False)  # the others' parts are there
+    return cache
 
 
 class _Decoder(Dataset):

@@ -104,20 +104,23 @@ def show_tuning(current: Session) -> None:
 def verdict(frame: pd.DataFrame) -> str:
     """Which changes of `base` helped and which hurt, by more than the seeds of both scatter.
 
-    A change with a single seed is held to the widest scatter there is.
+    Of a change with a single seed it says nothing where base has more.
     frame: `featherface.training.ablation.summarise`'s.
     """
     if "base" not in frame.index:
         return "The table holds no run of `base` to compare with."
     others = frame.drop(index="base").dropna(subset=["difference"])
-    scatter = others["spread"].where(others["seeds"] > 1, frame["spread"].max())
-    spread = scatter + frame.loc["base", "spread"]
+    seeds = int(frame.loc["base", "seeds"])
+    single = others[(others["seeds"] == 1) & (seeds > 1)]
+    others = others.drop(index=single.index)
+    spread = others["spread"] + frame.loc["base", "spread"]
     helped = others[others["difference"] > spread]
     hurt = others[others["difference"] < -spread].iloc[::-1]
-    seeds = int(frame.loc["base", "seeds"])
     parts = [f"Against `base`, AP points: helped: {_listed(helped)}", f"hurt: {_listed(hurt)}"]
     rest = len(others) - len(helped) - len(hurt)
     parts.append(f"the other {rest} changes are within the spread of the seeds ({seeds} of base)")
+    if len(single):
+        parts.append(f"{len(single)} ran with one seed: no verdict")
     doubt = "trust signs, not sizes" if seeds > 1 else "and of one seed: a point may be chance"
     return "; ".join(parts) + f". These runs are short: {doubt}."
 

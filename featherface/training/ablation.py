@@ -96,6 +96,7 @@ SLOWER = (
     "anchor sampling",
 )
 VARIANTS |= {f"lr 0.002, {name}": VARIANTS[name] | {"lr": 2e-3} for name in SLOWER}
+SAME_BUDGET = 0.05  # share of the images by which whole batches may differ
 MEASURES = ["ap_all", "ap_small", "ap_medium", "ap_large"]
 
 
@@ -114,7 +115,7 @@ def run_ablation(
     base: data, teacher, image size and the like; BASE and the variant are laid over it. images:
     that every run sees (rounded to epochs). unlabelled: folders for one variant more. Runs that
     the file holds are not run again. Raises ConfigError for an unknown variant, or where the
-    file's base saw another number of images.
+    file's runs saw another number of images.
     """
     known = VARIANTS | ({"unlabelled": {"unlabelled": unlabelled}} if unlabelled else {})
     strange = [name for name in variants if name not in known]
@@ -183,11 +184,11 @@ def _refuse_other_budget(path: Path, images: int) -> None:
     if not path.exists():
         return
     table = read_table(path)
-    for other in table.loc[table["variant"] == "base", "images"].unique():
-        if other != images:
+    for other in table.loc[table["variant"].isin(VARIANTS), "images"].unique():
+        if abs(other - images) > SAME_BUDGET * images:
             raise ConfigError(
-                f"{path}: its base saw {other:,} images, and runs with another budget ({images:,}) "
-                "cannot be compared with it; give the same --images, or another --out"
+                f"{path}: its runs saw {other:,} images, and runs with another budget ({images:,}) "
+                "cannot be compared with them; give the same --images, or another --out"
             )
 
 

@@ -11,7 +11,7 @@ from featherface.training.run import resumed_config
 
 
 def train_command(defaults: TrainConfig, description: str | None) -> None:
-    """Read the flags, train (or go on), and say where the weights are."""
+    """Read the flags, then train or go on."""
     commands = parser(description or "")
     commands.add_argument(
         "--resume",

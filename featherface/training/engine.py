@@ -29,6 +29,7 @@ from featherface.training.folder import (
     checkpoint_path,
     clear_folder,
     forget_answers,
+    log_path,
 )
 from featherface.training.log import TrainingLog
 from featherface.training.memory import fitting_batch, memory_errors_explained, trial_of
@@ -37,6 +38,7 @@ from featherface.training.processes import (
     any_process,
     average_gradients,
     joined,
+    this_machine,
     wait_for_all,
 )
 from featherface.training.run import Run
@@ -74,7 +76,13 @@ def train(
         shared_batch(len(photos), config.batch_size, process.total)  # before a long decoding
         if process.first:
             check_room_for_answers(config, photos=len(photos))
-        cache = build_cache(photos, config, process.device, progress=progress and process.first)
+        cache = build_cache(
+            photos,
+            config,
+            process.device,
+            progress=progress and process.first,
+            machine=this_machine(),
+        )
         config = _with_batch_size(config, process.device, photos=len(photos))
         loader, sampler = make_batches(photos, config, process.device, cache, shard=process.shard)
         validator = Validator(config) if config.validate_every else None
@@ -83,7 +91,7 @@ def train(
         run = Run(
             config, steps_per_epoch=len(loader), data=data, start=resume is None, process=process
         )
-        log = TrainingLog(Path(config.save_folder) / "training_log.csv")
+        log = TrainingLog(log_path(config))
         if resume:
             run.resume(resume)
             log.resume_from(run.epoch)
@@ -93,6 +101,7 @@ def train(
         if is_wanted(config.compile, run.device, steps=config.epochs * run.steps_per_epoch):
             trial = trial_of(run.step, config, run.device)
             compile_networks(run.networks, lambda: trial(sampler.batch // process.total))
+        wait_for_all()  # until no process can fail in its set-up, or still reads what goes
         if process.first and not resume:
             clear_folder(config)
         wait_for_all()

@@ -14,6 +14,11 @@ def checkpoint_path(config: TrainConfig, what: int | str) -> Path:
     return Path(config.save_folder) / f"FeatherFace{config.model.upper()}_{part}.pth"
 
 
+def log_path(config: TrainConfig) -> Path:
+    """The table with a row an epoch."""
+    return Path(config.save_folder) / "training_log.csv"
+
+
 def answers_folder(config: TrainConfig) -> Path:
     """Where a run keeps the teacher's answers while it lasts, see `replay_epochs`."""
     return Path(config.save_folder) / ".teacher_answers"
@@ -43,12 +48,13 @@ def check_folder(config: TrainConfig, *, run_allowed: bool) -> None:
 
 
 def clear_folder(config: TrainConfig) -> None:
-    """Remove the run that lies there, all but its final weights, which stay until there are new
-    ones, and its log, whose first new row replaces it."""
+    """Remove the run that lies there and its log, all but its final weights, which stay until
+    there are new ones."""
     folder, last = Path(config.save_folder), checkpoint_path(config, "last")
     if not last.exists():
         return
     name = last.name.removesuffix("last.pth")
-    for old in (*folder.glob(f"{name}epoch_*.pth"), checkpoint_path(config, "best"), last):
+    checkpoints = (*folder.glob(f"{name}epoch_*.pth"), checkpoint_path(config, "best"), last)
+    for old in (*checkpoints, log_path(config)):
         old.unlink(missing_ok=True)
     forget_answers(config)

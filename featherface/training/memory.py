@@ -8,7 +8,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from featherface.config import TrainConfig
-from featherface.data.cache import free_bytes
+from featherface.data.places import free_bytes
 from featherface.devices import random_state, set_random_state
 from featherface.errors import TrainingError
 from featherface.structures import Target

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from featherface.config import TrainConfig
+from featherface.data.sharing import Machine
 from featherface.devices import pick_device
 from featherface.errors import ConfigError
 from featherface.losses.parallel import process
@@ -86,6 +87,14 @@ def any_process(flag: bool) -> bool:
     found = torch.tensor(float(flag))  # on the CPU: no GPU is waited for
     distributed.all_reduce(found, distributed.ReduceOp.MAX)
     return bool(found)
+
+
+def this_machine() -> Machine:
+    """This process among those that torchrun started on this machine."""
+    if process()[1] == 1:
+        return Machine()
+    number, total = (os.environ.get(name, "") for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+    return Machine(int(number or 0), int(total or 1), any_process)
 
 
 def share_state(module: nn.Module) -> None:
