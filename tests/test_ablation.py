@@ -90,7 +90,7 @@ def test_runs_in_the_table_are_not_repeated(table_of_runs):
 def test_another_budget_does_not_go_into_the_same_table(table_of_runs):
     run, trained = table_of_runs
     run(["T 2"], [0])
-    with pytest.raises(ConfigError, match=r"its runs saw 12 images.*another budget \(30\).*--out"):
+    with pytest.raises(ConfigError, match=r"T 2 saw 12 images.*another budget \(30\).*--out"):
         run(["T 4"], [0], images=30)
     assert len(trained) == 1
 

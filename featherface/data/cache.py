@@ -45,21 +45,21 @@ class PhotoCache:
         *,
         side: int,
         place: torch.device,
-        machine: Machine | None = None,
+        rows: Tensor | None = None,
+        users: int = 1,
     ) -> None:
-        """An empty one for these photos, in the memory of `place`: shared by the machine's
-        processes where a machine is given."""
-        self.files, self.side = files, side
+        """An empty one for these photos, in the memory of `place`.
+
+        rows: as many bytes there as `packed_shape` says, of which `users` processes see the same.
+        """
+        self.files, self.side, self.users = files, side, users
         sizes = np.array([cached_size(file, side) for file in files])
         self.sizes = torch.from_numpy(sizes)  # (N, 2) int64, on the host
         self.first_row = torch.from_numpy(np.cumsum(sizes[:, 0]) - sizes[:, 0])  # (N,)
         shape = packed_shape(files, side)
         # not pinned: `_gather` copies into pinned memory what a batch needs
-        self.users = machine.total if machine else 1
-        if machine:
-            self.rows = shared_bytes(int(np.prod(shape)), machine).view(shape)
-        else:
-            self.rows = torch.empty(shape, dtype=torch.uint8, device=place)
+        free = torch.empty(shape, dtype=torch.uint8, device=place) if rows is None else rows
+        self.rows = free.view(shape)
 
     def __str__(self) -> str:
         size = self.rows.numel() / 2**30
@@ -144,21 +144,28 @@ def build_cache(
     if config.cache == "none" or slow or not photos:
         return None  # on a CPU the loader's processes are faster than dense matrix products
     files = [open_header(photo.path) for photo in photos]
-    size = int(np.prod(packed_shape(files, config.cache_side)))
+    size, rows = int(np.prod(packed_shape(files, config.cache_side))), None
     sharing = can_share(size, machine)
     place = choose_place(config.cache, size, device, machine=machine, sharing=sharing)
+    if sharing and place is not None and place.type == "cpu":
+        rows = shared_bytes(size, machine)
+        if rows is None:  # refused although there seemed to be room
+            place = choose_place(config.cache, size, device, machine=machine)
     if place is None:
         return None
-    shared = sharing and machine.total > 1 and place.type == "cpu"
-    cache = PhotoCache(
-        files, side=config.cache_side, place=place, machine=machine if shared else None
-    )
-    indices = range(machine.number, len(files), machine.total) if shared else range(len(files))
+    part = ALONE if rows is None else machine
+    cache = PhotoCache(files, side=config.cache_side, place=place, rows=rows, users=part.total)
+    indices = range(part.number, len(files), part.total)
     pictures = _decoded([files[index] for index in indices], config, device)
     bar = tqdm(pictures, "decode", len(indices), unit="photo", disable=not progress)
-    for index, pixels in zip(indices, bar, strict=True):
-        cache.put(index, pixels)
-    machine.any(False)  # the others' parts are there
+    failure = None
+    try:
+        for index, pixels in zip(indices, bar, strict=True):
+            cache.put(index, pixels)
+    except DataError as error:
+        failure = error
+    if machine.any(failure is not None):  # the others' parts are there, or will not be
+        raise failure or DataError("another process cannot read a photo: see what it says")
     return cache
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from featherface.data.sharing import ALONE, Machine
+from featherface.data.sharing import ALONE, FOLDER, Machine
 from featherface.errors import ConfigError
 
 DEVICE_SHARE = 0.6  # of the free device memory that the photos may take
@@ -36,10 +36,14 @@ def choose_place(
             return place
     if cache == "auto":
         return None
+    reason = f"of {free / 2**30:.1f} GiB free {100 * share:.0f} % may be used"
+    if size <= share * free:
+        reason = "too much for another process of the run"
+    if machine.total > 1 and not sharing and place == host:
+        reason += f" by each process, as {FOLDER} has no room for one copy for all"
     raise ConfigError(
-        f"--cache {cache}: the photos take {size / 2**30:.1f} GiB, of {free / 2**30:.1f} GiB free "
-        f"{100 * memory[cache][1]:.0f} % may be used; lower --cache-side, or use --cache "
-        f"{'ram' if cache == 'device' else 'none'}"
+        f"--cache {cache}: the photos take {size / 2**30:.1f} GiB, {reason}; lower --cache-side, "
+        f"or use --cache {'ram' if cache == 'device' else 'none'}"
     )
 
 

@@ -13,65 +13,91 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from featherface.errors import ConfigError
-
 FOLDER = Path("/dev/shm")
+USABLE = 0.9  # share of its room: the loader's processes send their batches through it, too
 
 
 class Machine(NamedTuple):
-    """This process among those of its run on this machine; as it stands: alone."""
+    """This process among those of its run on this machine; as it stands: alone.
+
+    Every process of the run calls `any` equally often: it is where they wait for each other.
+    """
 
     number: int = 0
     total: int = 1
-    any: Callable[[bool], bool] = bool  # in any process of the run, on all machines; they all wait
+    any: Callable[[bool], bool] = bool  # in any process of the run, on all machines
+    name: str = ""  # of the run on this machine, not to be guessed
 
 
 ALONE = Machine()
 
 
 def can_share(size: int, machine: Machine) -> bool:
-    """Whether there is room for `size` bytes that the machine's processes see; all answer alike."""
+    """Whether there is something to share and room for `size` bytes; all processes answer alike."""
+    several = machine.total > 1
     try:
         status = os.statvfs(FOLDER)
         room = status.f_bavail * status.f_frsize
     except (OSError, AttributeError):  # not Linux
         room = 0
-    return not machine.any(machine.total > 1 and room < size)
+    useful, full = machine.any(several), machine.any(several and size > USABLE * room)
+    return useful and not full
 
 
-def shared_bytes(size: int, machine: Machine) -> Tensor:
+def shared_bytes(size: int, machine: Machine) -> Tensor | None:
     """(size,) uint8 that the machine's processes see alike, zero. All call it, after `can_share`.
 
-    ConfigError where the system refuses.
+    None, in all processes, where the system refuses it to one.
     """
-    port = os.environ.get("MASTER_PORT", "0")  # the run's own on this machine
-    path, first = FOLDER / f"featherface-{os.getuid()}-{port}", machine.number == 0
+    path, first = FOLDER / f"featherface-{machine.name}", machine.number == 0
+    file = memory = None
     try:
         if first:
-            path.unlink(missing_ok=True)  # of a run that was killed just here
-            _reserve(path, size)
-        machine.any(False)  # it is there
-        file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-        try:
-            memory = mmap.mmap(file, size)
-        finally:
-            os.close(file)
-        machine.any(False)  # everyone has it
-    except OSError as error:
-        raise ConfigError(
-            f"the processes cannot share {size / 2**30:.1f} GiB in {FOLDER} ({error.strerror}); "
-            "use --cache none, or one process"
-        ) from error
+            file = _open(path, size)
+        if machine.any(first and file is None):
+            return None
+        file = file if first else _open(path)
+        memory = None if file is None else _map(file, size)
+        if machine.any(memory is None):
+            return None
+        if first:
+            path.unlink()  # everyone has it: from here on nothing can be left behind
+        # all of the memory now: better refused than a crash at the first byte too many
+        if machine.any(first and not _done(os.posix_fallocate, file, 0, size)):
+            return None
     finally:
         if first:
             path.unlink(missing_ok=True)
+        if file is not None:
+            os.close(file)
+    assert memory is not None
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
-def _reserve(path: Path, size: int) -> None:
-    """Make the file, all of it: better refused now than a crash later."""
-    file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+def _open(path: Path, size: int | None = None) -> int | None:
+    """The file, made with this size where one is given, to read and write; None if refused."""
+    made = 0 if size is None else os.O_CREAT | os.O_EXCL
     try:
-        os.posix_fallocate(file, 0, size)
-    finally:
+        file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | made, 0o600)
+    except OSError:
+        return None
+    if size is not None and not _done(os.ftruncate, file, size):
         os.close(file)
+        return None
+    return file
+
+
+def _map(file: int, size: int) -> mmap.mmap | None:
+    try:
+        return mmap.mmap(file, size)
+    except (OSError, ValueError):
+        return None
+
+
+def _done(action: Callable[..., None], *arguments: int | None) -> bool:
+    """Whether the system does it."""
+    try:
+        action(*arguments)
+    except OSError:
+        return False
+    return True

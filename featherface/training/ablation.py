@@ -96,7 +96,6 @@ SLOWER = (
     "anchor sampling",
 )
 VARIANTS |= {f"lr 0.002, {name}": VARIANTS[name] | {"lr": 2e-3} for name in SLOWER}
-SAME_BUDGET = 0.05  # share of the images by which whole batches may differ
 MEASURES = ["ap_all", "ap_small", "ap_medium", "ap_large"]
 
 
@@ -122,7 +121,7 @@ def run_ablation(
     if strange:
         raise ConfigError(f"no variant {strange[0]!r}; there are: {', '.join(known)}")
     base = base.replace(**BASE)
-    _refuse_other_budget(out, _images(_budgeted(base, images)))
+    _refuse_other_budget(out, base, images)
     held_out = held_out_photos(base)
     if not held_out:
         raise ConfigError("nothing to measure on: hold_out must be above 0")
@@ -131,10 +130,12 @@ def run_ablation(
         for name in tqdm(variants, desc=f"seed {seed}", unit="run"):
             if _is_done(out, name, seed):
                 continue
-            config = _budgeted(base.replace(**known[name], seed=seed), images)
+            config = base.replace(**known[name], seed=seed)
+            photos = len(training_photos(config))
+            config = _budgeted(config, images, photos)
             started = time.monotonic()
             final = train(config, progress=False, overwrite=True)
-            row = {"variant": name, "seed": seed, "images": _images(config)}
+            row = {"variant": name, "seed": seed, "images": _images(config, photos)}
             row |= _measure(final, held_out, protocol, teacher)
             row |= {"seconds": round(time.monotonic() - started, 1), "commit": commit()}
             row |= {"settings": " ".join(f"{k}={v}" for k, v in known[name].items())}
@@ -142,12 +143,11 @@ def run_ablation(
     return read_table(out)
 
 
-def _budgeted(config: TrainConfig, images: int) -> TrainConfig:
-    return config.replace(epochs=max(1, round(images / len(training_photos(config)))))
+def _budgeted(config: TrainConfig, images: int, photos: int) -> TrainConfig:
+    return config.replace(epochs=max(1, round(images / photos)))
 
 
-def _images(config: TrainConfig) -> int:
-    photos = len(training_photos(config))
+def _images(config: TrainConfig, photos: int) -> int:
     return config.epochs * (photos - photos % config.batch_size or photos)
 
 
@@ -180,15 +180,18 @@ def _is_done(path: Path, variant: str, seed: int) -> bool:
     return bool(((table["variant"] == variant) & (table["seed"] == seed)).any())
 
 
-def _refuse_other_budget(path: Path, images: int) -> None:
+def _refuse_other_budget(path: Path, base: TrainConfig, images: int) -> None:
     if not path.exists():
         return
+    photos = len(training_photos(base))
     table = read_table(path)
-    for other in table.loc[table["variant"].isin(VARIANTS), "images"].unique():
-        if abs(other - images) > SAME_BUDGET * images:
+    for name, other in table.groupby("variant")["images"].last().items():
+        config = base.replace(**VARIANTS.get(str(name), {}))
+        expected = _images(_budgeted(config, images, photos), photos)
+        if name in VARIANTS and other != expected:
             raise ConfigError(
-                f"{path}: its runs saw {other:,} images, and runs with another budget ({images:,}) "
-                "cannot be compared with them; give the same --images, or another --out"
+                f"{path}: {name} saw {other:,} images, and runs with another budget ({expected:,}) "
+                "cannot be compared with it; give the same --images, or another --out"
             )
 
 

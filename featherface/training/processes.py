@@ -7,6 +7,7 @@ than a wrapper that overlaps the two would save, and it leaves the step as it is
 """
 
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -94,7 +95,10 @@ def this_machine() -> Machine:
     if process()[1] == 1:
         return Machine()
     number, total = (os.environ.get(name, "") for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
-    return Machine(int(number or 0), int(total or 1), any_process)
+    token = [secrets.token_hex(8)]
+    distributed.broadcast_object_list(token, 0, device=torch.device("cpu"))
+    name = f"{token[0]}-{os.environ.get('GROUP_RANK', '0')}"
+    return Machine(int(number or 0), int(total or 1), any_process, name)
 
 
 def share_state(module: nn.Module) -> None:
