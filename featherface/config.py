@@ -64,7 +64,9 @@ class TrainConfig:
     data: str = setting("data/widerface", "data folder; layout and annotation found by itself")
     training_dataset: str = setting("", "annotation file to use instead of the one found in data")
     unlabelled: str = setting(
-        "", "folders of photos without usable labels, comma-separated: the teacher alone teaches"
+        "",
+        "folders of photos without usable labels, or tables (.csv) that name such photos and the "
+        "places that their crops are to hold, comma-separated: the teacher alone teaches",
     )
     unlabelled_faces: str = setting(
         "", "detections.csv of scripts/detect.py for these photos: crops are drawn to hold a face"

@@ -1,4 +1,4 @@
-"""Photos without labels: folders of pictures, from which V2 learns by its teacher alone."""
+"""Photos without labels, in folders or tables, from which V2 learns by its teacher alone."""
 
 import os
 from pathlib import Path
@@ -14,30 +14,39 @@ BOX = ["x1", "y1", "x2", "y2"]
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
-def read_unlabelled(folders: str, detections: str = "") -> list[Photo]:
-    """The photos in `folders` (comma-separated) and below them, sorted, none of them labelled.
+def read_unlabelled(places: str, detections: str = "") -> list[Photo]:
+    """The photos in folders and tables (comma-separated), none of them labelled.
 
-    detections: a table of scripts/detect.py with the faces that they likely hold, its relative
-    paths seen from the working folder; photos with an EXIF orientation go without. DataError where
-    it cannot be read or names none of the photos.
+    Of a folder all photos, also below it, sorted, named "<folder>/<path in it>". A table (.csv)
+    names photos and the faces or other places in them that their crops are to hold, as
+    scripts/detect.py and scripts/find_disagreements.py write it; its relative paths are seen from
+    the working folder. detections: such a table for the photos of the folders. Photos with an EXIF
+    orientation go without boxes.
 
-    A photo's name is "<folder>/<path in it>". No folder at all ("") gives no photo; raises
-    DataError for a folder that is missing, a file, or without photos. Like labelled photos these
-    are used as stored: an EXIF orientation is not applied.
+    Nothing at all ("") gives no photo. Raises DataError for a folder that is missing, a file, or
+    without photos, and for a table that cannot be read or names no photo of the folders. Like
+    labelled photos these are used as stored: an EXIF orientation is not applied.
     """
-    if not folders.strip():
+    if not places.strip():
         return []
-    names = [name.strip() for name in folders.split(",")]
+    names = [name.strip() for name in places.split(",")]
     if not all(names):
-        raise DataError(f"--unlabelled {folders!r} has a comma with no folder beside it: remove it")
+        raise DataError(f"--unlabelled {places!r} has a comma with no folder beside it: remove it")
+    tables = [name for name in names if name.lower().endswith(".csv")]
     wanted = "folders of photos, separated by commas,"
-    photos = [photo for name in names for photo in photos_in(name, "--unlabelled", wanted=wanted)]
-    return _with_likely(photos, Path(detections).expanduser()) if detections else photos
+    photos = [
+        photo
+        for name in names
+        if name not in tables
+        for photo in photos_in(name, "--unlabelled", wanted=wanted)
+    ]
+    if detections:
+        photos = _with_likely(photos, Path(detections).expanduser())
+    return photos + [photo for name in tables for photo in _of_table(Path(name).expanduser())]
 
 
-def _with_likely(photos: list[Photo], table: Path) -> list[Photo]:
-    """The photos with the boxes that the table has for their files."""
-    flag = "--unlabelled-faces"
+def _read_boxes(table: Path, flag: str) -> dict[Path, list[np.ndarray]]:
+    """The boxes of each file that a table names."""
     try:
         rows = pd.read_csv(table)
         boxes = rows[BOX].to_numpy(np.float32)
@@ -53,18 +62,39 @@ def _with_likely(photos: list[Photo], table: Path) -> list[Photo]:
     found: dict[Path, list[np.ndarray]] = {}
     for file, box in zip(files, boxes, strict=True):
         found.setdefault(file, []).append(box)
+    return found
+
+
+def _with_likely(photos: list[Photo], table: Path) -> list[Photo]:
+    """The photos with the boxes that the table has for their files."""
+    flag = "--unlabelled-faces"
+    found = _read_boxes(table, flag)
     likely = [found.get(photo.path.resolve(), []) for photo in photos]
-    likely = [
-        [] if boxes and _is_turned(photo.path) else boxes
-        for photo, boxes in zip(photos, likely, strict=True)
-    ]
     if not any(likely):
         raise DataError(f"{flag}: {table} names none of the unlabelled photos; detect faces in them"
                         " with scripts/detect.py")  # fmt: skip
     return [
-        Photo.unlabelled(photo.path, photo.name, np.reshape(boxes, (-1, 4)).astype(np.float32))
-        for photo, boxes in zip(photos, likely, strict=True)
+        _likely(photo.path, photo.name, boxes) for photo, boxes in zip(photos, likely, strict=True)
     ]
+
+
+def _of_table(table: Path) -> list[Photo]:
+    """The photos that the table names, sorted."""
+    found = _read_boxes(table, "--unlabelled")
+    missing = [path for path in sorted(found) if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"--unlabelled: {len(missing)} photos that {table} names are not there, the first is "
+            f"{missing[0]}; make the table anew"
+        )
+    if not found:
+        raise DataError(f"--unlabelled: {table} names no photo; leave it out")
+    return [_likely(path, f"{table.stem}{path}", found[path]) for path in sorted(found)]
+
+
+def _likely(path: Path, name: str, boxes: list[np.ndarray]) -> Photo:
+    kept = [] if boxes and _is_turned(path) else boxes
+    return Photo.unlabelled(path, name, np.reshape(kept, (-1, 4)).astype(np.float32))
 
 
 def _is_turned(path: Path) -> bool:
