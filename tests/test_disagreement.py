@@ -45,7 +45,9 @@ def test_places_that_differ_and_no_others(tmp_path):
     assert set(table["file"]) == {str(photo.path) for photo in photos}
     one = table[table["file"] == str(photos[0].path)]
     found = {
-        (row.protocol, row.kind, round(row.score, 3)): (row.x1, row.y1, row.x2, row.y2)
+        (row.protocol, row.kind, round(row.score, 3)): tuple(
+            round(corner) for corner in (row.x1, row.y1, row.x2, row.y2)
+        )
         for row in one.itertuples()
     }
     assert found == {
