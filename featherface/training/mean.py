@@ -1,0 +1,42 @@
+"""The mean of the weights of several runs that went on from one another.
+
+Weights on either side of a minimum, as consecutive runs leave them, have a mean nearer to it
+(Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", UAI 2018).
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from featherface.checkpoint import read_file, write_file
+from featherface.errors import CheckpointError, ConfigError
+
+
+def average_weights(files: Sequence[Path], out: Path) -> None:
+    """Write the mean of the networks of weights files, batch statistics too, with the last's facts.
+
+    Evaluations that the last one carries are left out: they are not the mean's. ConfigError for
+    fewer than two files, CheckpointError for one that is no weights file or of another network.
+    """
+    if len(files) < 2:
+        raise ConfigError("a mean needs two weights files or more")
+    contents = [read_file(file) for file in files]
+    for file, content in zip(files, contents, strict=True):
+        if not isinstance(content, dict) or "model" not in content:
+            raise CheckpointError(f"{file}: no weights of this project (no 'model' in it)")
+        if shapes(content["model"]) != shapes(contents[0]["model"]):
+            raise CheckpointError(f"{file}: another network than {files[0]}")
+    mean = {
+        name: torch.stack([content["model"][name].double() for content in contents])
+        .mean(dim=0)
+        .to(value.dtype)
+        for name, value in contents[-1]["model"].items()
+    }
+    facts = {name: value for name, value in contents[-1].items() if name != "evaluations"}
+    write_file(out, {**facts, "model": mean, "mean_of": [file.name for file in files]})
+
+
+def shapes(state: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    """The names and shapes of a network's tensors."""
+    return {name: value.shape for name, value in state.items()}
