@@ -14,8 +14,8 @@ def main() -> None:
     add = parser.add_argument
     add("folders", nargs="+", metavar="FOLDER", help="photos, with or without labels")
     add("--weights", help="the student: weights or .onnx (default: the shipped V2)")
-    teacher = PRESETS["v2"].teacher_model
-    add(*cli.flag("teacher_model"), default=teacher, help="V1: weights or .onnx")
+    default = PRESETS["v2"].teacher_model
+    add(*cli.flag("teacher_model"), default=default, help="V1: weights or .onnx")
     add("--protocols", nargs="+", default=["vga", "original"], help="sizes to look at photos in")
     add("--least", type=float, default=0.4, help="difference of scores from which a place counts")
     add(*cli.flag("min_face"), type=float, default=10.0, help="smallest box, pixels as seen")
