@@ -26,9 +26,14 @@ def main() -> None:
     from featherface.batch_detect import open_detector  # torch takes seconds
     from featherface.config import EVALUATION_SCORE
     from featherface.data.unlabelled import photos_in
-    from featherface.files import write_text
+    from featherface.errors import ConfigError
+    from featherface.files import check_writable, write_text
     from featherface.training.disagreement import find_disagreements
 
+    out = Path(args.out)
+    if out.suffix.lower() != ".csv" or out.is_dir():
+        raise ConfigError(f"--out {out}: must be a .csv file, as --unlabelled knows tables by that")
+    check_writable(out.parent)
     photos = [photo for folder in args.folders for photo in photos_in(folder, "FOLDER")]
     student, teacher = (
         open_detector(weights, args.device, EVALUATION_SCORE)
@@ -42,10 +47,13 @@ def main() -> None:
         least=args.least,
         min_face=args.min_face,
     )
-    write_text(Path(args.out), table.to_csv(index=False, lineterminator="\n"))
+    if table.empty:
+        print(f"no place in {len(photos):,} photos: nothing written")
+        return
+    write_text(out, table.to_csv(index=False, lineterminator="\n"))
     counts = ", ".join(f"{count:,} {kind}" for kind, count in table["kind"].value_counts().items())
     files = table["file"].nunique()
-    print(f"{counts or 'no place'} in {files:,} of {len(photos):,} photos: {args.out}")
+    print(f"{counts} in {files:,} of {len(photos):,} photos: {out}")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,10 @@ def test_unlabelled_photos_join_the_training_photos_only(data):
     marks = [photo.labelled for photo in training_photos(config)]
     assert marks == [True] * 6 + [False] * 2
     assert all(photo.labelled for photo in held_out_photos(config))
+    same = config.replace(unlabelled=str(data / "WIDER_train" / "images"))
+    added = [photo for photo in training_photos(same) if not photo.labelled]
+    kept_out = {photo.path for photo in held_out_photos(config)}
+    assert len(added) == 6 and not kept_out & {photo.path for photo in added}, "no way back in"
     with pytest.raises(ConfigError, match="V1 has none"):
         training_photos(config.replace(model="v1", init="scratch"))
 

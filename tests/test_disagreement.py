@@ -7,14 +7,21 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from PIL import ExifTags, Image
 from tiny_sets import make_photo, write_photo
 
+from featherface.checkpoint import read_file, write_file
+from featherface.data.annotations import Photo
+from featherface.data.demo_scene import make_photo as draw
 from featherface.data.unlabelled import read_unlabelled
 from featherface.errors import DataError
 from featherface.structures import Detections
 from featherface.training.disagreement import COLUMNS, find_disagreements
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "find_disagreements.py"
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "scripts" / "find_disagreements.py"
+SHIPPED = ROOT / "weights" / "v2" / "FeatherFaceV2_final.pth"
 SHARED, MISSED, EXTRA, TINY = (4, 4, 24, 24), (30, 30, 50, 50), (60, 10, 80, 30), (90, 50, 94, 54)
 
 
@@ -104,17 +111,65 @@ def test_a_table_that_cannot_be_used_is_named(tmp_path, text, message):
     assert str(table) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_the_script_writes_the_table(tmp_path):
+@pytest.fixture(scope="module")
+def others(tmp_path_factory):
+    """A student that finds nothing anywhere, as its faces score low, beside the shipped one."""
+    path = tmp_path_factory.mktemp("weights") / "blind.pth"
+    content = read_file(SHIPPED)
+    for name, value in content["model"].items():
+        if name.startswith("heads.classes") and name.endswith("bias"):
+            value.copy_(torch.tensor([9.0, -9.0, 9.0, -9.0]))  # background, face of two anchors
+    write_file(path, content)
+    return path
+
+
+def run_script(folder, *arguments):
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def test_the_script_writes_the_table(tmp_path, others):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(draw(seed=0, split=0, index=0, size=320).jpeg)
+    sides = ("--weights", others, "--teacher-model", SHIPPED)
+    run = run_script(tmp_path, "photos", *sides, "--protocols", "vga", "--out", "out/hard.csv")
+    assert run.returncode == 0 and "missed in 1 of 1 photos: out/hard.csv" in run.stdout, run.stderr
+    table = pd.read_csv(tmp_path / "out/hard.csv")
+    assert set(table["kind"]) == {"missed"} and set(table["protocol"]) == {"vga"}
+    assert table["score"].min() > 0.4
+    run = run_script(tmp_path, "photos", *sides, "--least", "0.99999", "--out", "out/hard.csv")
+    assert run.returncode == 0 and "nothing written" in run.stdout
+    assert len(pd.read_csv(tmp_path / "out/hard.csv")) == len(table), "still there"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("photos", "--teacher-model", "none.pth"), "none.pth"),
+        (("photos", "--least", "40"), "least, a difference of scores"),
+        (("photos", "--min-face", "nan"), "min_face must be"),
+        (("photos", "--protocols", "vga", "huge"), "'huge'"),
+        (("photos", "--out", "hard.txt"), "must be a .csv file"),
+        (("photos", "--out", "photos/a.jpg/hard.csv"), "is a file"),
+        (("nowhere",), "nowhere does not exist"),
+    ],
+)
+def test_what_the_script_cannot_do_is_one_line_at_once(tmp_path, arguments, message):
     write_photo(tmp_path / "photos" / "a.jpg")
-    command = [sys.executable, str(SCRIPT), str(tmp_path / "photos"), "--out", "out/hard.csv"]
-    student = Path(__file__).parents[1] / "weights/v2/FeatherFaceV2_final.pth"
-    run = subprocess.run(
-        [*command, "--teacher-model", str(student)], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    assert "no place in 0 of 1 photos" in run.stdout, "a detector agrees with itself"
-    assert pd.read_csv(tmp_path / "out/hard.csv").columns.tolist() == list(COLUMNS)
-    run = subprocess.run(
-        [*command, "--teacher-model", "none.pth"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert run.returncode == 2 and "none.pth" in run.stderr and "Traceback" not in run.stderr
+    run = run_script(tmp_path, "--teacher-model", SHIPPED, *arguments)
+    assert run.returncode == 2 and message in run.stderr and "image/s" not in run.stderr
+    assert run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
+
+
+def test_boxes_as_stored_are_kept_for_photos_that_are_shown_turned(tmp_path):
+    turned = Image.new("RGB", (96, 64))
+    turned.getexif()[ExifTags.Base.Orientation] = 6
+    turned.save(tmp_path / "a.jpg", exif=turned.getexif())
+    photos = [Photo.unlabelled(tmp_path / "a.jpg", "a")]
+    table = find_disagreements(Known(), Known(extra=0.7), photos, protocols=["original"])
+    table.to_csv(tmp_path / "hard.csv", index=False)
+    (photo,) = read_unlabelled(str(tmp_path / "hard.csv"))
+    assert photo.likely.tolist() == [list(EXTRA)]
+    table.drop(columns="kind").to_csv(tmp_path / "hard.csv", index=False)
+    (photo,) = read_unlabelled(str(tmp_path / "hard.csv"))
+    assert len(photo.likely) == 0, "a table of scripts/detect.py: as shown"

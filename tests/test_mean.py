@@ -42,7 +42,8 @@ def test_every_tensor_is_the_mean(pair, tmp_path):
         torch.testing.assert_close(value, expected.to(value.dtype))
     assert mean["config"] == {"seed": 1} and mean["mean_of"] == ["0.pth", "1.pth"]
     assert "evaluations" not in mean, "those were the last one's"
-    assert ff.Detector(tmp_path / "mean.pth").detect is not None
+    loaded = ff.load_model(tmp_path / "mean.pth").state_dict()
+    assert all(torch.equal(loaded[name], value) for name, value in mean["model"].items())
 
 
 def test_what_has_no_mean_is_refused(pair, tmp_path):
@@ -52,6 +53,9 @@ def test_what_has_no_mean_is_refused(pair, tmp_path):
         average_weights([pair[0], other], tmp_path / "out.pth")
     with pytest.raises(CheckpointError, match=r"notes\.pth: no weights"):
         average_weights([pair[0], tmp_path / "notes.pth"], tmp_path / "out.pth")
+    last = written(tmp_path / "last.pth", FeatherFaceV2(), optimizer={}, ema={})
+    with pytest.raises(CheckpointError, match=r"last\.pth: to resume from; give the .*_final"):
+        average_weights([pair[0], last], tmp_path / "out.pth")
     with pytest.raises(ConfigError, match="two weights files"):
         average_weights(pair[:1], tmp_path / "out.pth")
     assert not (tmp_path / "out.pth").exists()

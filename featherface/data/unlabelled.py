@@ -11,6 +11,7 @@ from featherface.data.annotations import Photo
 from featherface.errors import DataError
 
 BOX = ["x1", "y1", "x2", "y2"]
+AS_STORED = "kind"  # a column of tables whose boxes are in pixels of the photo as stored
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
@@ -21,7 +22,7 @@ def read_unlabelled(places: str, detections: str = "") -> list[Photo]:
     names photos and the faces or other places in them that their crops are to hold, as
     scripts/detect.py and scripts/find_disagreements.py write it; its relative paths are seen from
     the working folder. detections: such a table for the photos of the folders. Photos with an EXIF
-    orientation go without boxes.
+    orientation go without the boxes of scripts/detect.py, which turns them first.
 
     Nothing at all ("") gives no photo. Raises DataError for a folder that is missing, a file, or
     without photos, and for a table that cannot be read or names no photo of the folders. Like
@@ -46,23 +47,29 @@ def read_unlabelled(places: str, detections: str = "") -> list[Photo]:
 
 
 def _read_boxes(table: Path, flag: str) -> dict[Path, list[np.ndarray]]:
-    """The boxes of each file that a table names."""
+    """The boxes of each file that a table names, pixels of the file as stored.
+
+    None where the table has them in the photo as shown, and it is shown turned.
+    """
     try:
         rows = pd.read_csv(table)
         boxes = rows[BOX].to_numpy(np.float32)
         if not np.isfinite(boxes).all():
             raise ValueError("boxes with empty cells")
         files = [Path(file).resolve() for file in rows["file"]]
+        as_stored = AS_STORED in rows
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it has no boxes of files"
         raise DataError(
             f"{flag}: {table} cannot be used ({reason}); give the detections.csv that "
-            "scripts/detect.py wrote for the photos"
+            "scripts/detect.py wrote for the photos, or a table of scripts/find_disagreements.py"
         ) from error
     found: dict[Path, list[np.ndarray]] = {}
     for file, box in zip(files, boxes, strict=True):
         found.setdefault(file, []).append(box)
-    return found
+    return {
+        file: [] if not as_stored and _is_turned(file) else boxes for file, boxes in found.items()
+    }
 
 
 def _with_likely(photos: list[Photo], table: Path) -> list[Photo]:
@@ -81,6 +88,7 @@ def _with_likely(photos: list[Photo], table: Path) -> list[Photo]:
 def _of_table(table: Path) -> list[Photo]:
     """The photos that the table names, sorted."""
     found = _read_boxes(table, "--unlabelled")
+    found = {path: boxes for path, boxes in found.items() if path.suffix.lower() in PHOTO_SUFFIXES}
     missing = [path for path in sorted(found) if not path.is_file()]
     if missing:
         raise DataError(
@@ -93,8 +101,7 @@ def _of_table(table: Path) -> list[Photo]:
 
 
 def _likely(path: Path, name: str, boxes: list[np.ndarray]) -> Photo:
-    kept = [] if boxes and _is_turned(path) else boxes
-    return Photo.unlabelled(path, name, np.reshape(kept, (-1, 4)).astype(np.float32))
+    return Photo.unlabelled(path, name, np.reshape(boxes, (-1, 4)).astype(np.float32))
 
 
 def _is_turned(path: Path) -> bool:

@@ -4,6 +4,7 @@ Training again on what a detector gets wrong is bootstrapping (Sung and Poggio, 
 learning for view-based human face detection", PAMI 1998); here the teacher says what is wrong.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ import pandas as pd
 from featherface.data.annotations import Photo
 from featherface.data.decode import open_header
 from featherface.data.unlabelled import BOX
+from featherface.errors import ConfigError
 from featherface.evaluation.consistency import compare
 from featherface.evaluation.protocols import views
 from featherface.evaluation.run import BatchDetector, detect_photos
@@ -34,9 +36,16 @@ def find_disagreements(
 
     Both detectors should report low scores, too. kind: missed (the student scores lower) or extra;
     score: the difference, above 0; the box: the teacher's where it has one, pixels of the photo as
-    stored. min_face: the least side of a square as large as the box, in pixels of the photo as the
-    detectors see it. `--unlabelled` reads the table. Raises as `detect_photos` does.
+    stored. min_face: the least square root of the box's area, in pixels of the photo as the
+    detectors see it. `--unlabelled` reads the table. ConfigError for settings that find nothing,
+    else raises as `detect_photos` does.
     """
+    if not 0 <= least < 1:
+        raise ConfigError(f"least, a difference of scores, must lie in 0..1, below 1; got {least}")
+    if not 0 <= min_face < math.inf:
+        raise ConfigError(f"min_face must be 0 or more; got {min_face}")
+    for protocol in protocols:
+        views(protocol, 1, 1)  # says so now if there is no such one
     photos = [replace(photo, name=str(photo.path)) for photo in photos]  # folders may look alike
     parts = []
     for protocol in protocols:

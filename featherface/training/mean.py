@@ -23,8 +23,10 @@ def average_weights(files: Sequence[Path], out: Path) -> None:
         raise ConfigError("a mean needs two weights files or more")
     contents = [read_file(file) for file in files]
     for file, content in zip(files, contents, strict=True):
-        if not isinstance(content, dict) or "model" not in content:
+        if not isinstance(content.get("model"), dict):
             raise CheckpointError(f"{file}: no weights of this project (no 'model' in it)")
+        if "optimizer" in content:  # with raw and averaged weights
+            raise CheckpointError(f"{file}: to resume from; give the …_final.pth of that run")
         if shapes(content["model"]) != shapes(contents[0]["model"]):
             raise CheckpointError(f"{file}: another network than {files[0]}")
     mean = {

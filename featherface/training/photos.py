@@ -12,7 +12,7 @@ HOLD_OUT_SEED = 0  # not the run's: runs of several seeds are compared on the sa
 
 
 def training_photos(config: TrainConfig) -> list[Photo]:
-    """The labelled photos of the split without those held out, then the unlabelled ones.
+    """The labelled photos of the split, then the unlabelled ones, none of them held out.
 
     ConfigError if V1 is given unlabelled photos: without a teacher they teach nothing; and for the
     faces of unlabelled photos without the photos.
@@ -27,7 +27,9 @@ def training_photos(config: TrainConfig) -> list[Photo]:
         return photos
     if config.model == "v1":
         raise ConfigError("--unlabelled needs a teacher, and V1 has none: leave it out")
-    return [*photos, *read_unlabelled(config.unlabelled, config.unlabelled_faces)]
+    kept_out = {photo.path.resolve() for photo in held_out_photos(config)}
+    unlabelled = read_unlabelled(config.unlabelled, config.unlabelled_faces)
+    return photos + [photo for photo in unlabelled if photo.path.resolve() not in kept_out]
 
 
 def held_out_photos(config: TrainConfig) -> list[Photo]:
