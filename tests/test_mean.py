@@ -58,6 +58,10 @@ def test_what_has_no_mean_is_refused(pair, tmp_path):
         average_weights([pair[0], last], tmp_path / "out.pth")
     with pytest.raises(ConfigError, match="two weights files"):
         average_weights(pair[:1], tmp_path / "out.pth")
+    with pytest.raises(ConfigError, match="is a folder; name a file"):
+        average_weights(pair, tmp_path)
+    with pytest.raises(ConfigError, match=r"notes\.pth is a file"):
+        average_weights(pair, tmp_path / "notes.pth" / "out.pth")
     assert not (tmp_path / "out.pth").exists()
 
 

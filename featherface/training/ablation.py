@@ -185,10 +185,11 @@ def _refuse_other_budget(path: Path, base: TrainConfig, images: int) -> None:
         return
     photos = len(training_photos(base))
     table = read_table(path)
-    for name, other in table.groupby("variant")["images"].last().items():
-        config = base.replace(**VARIANTS.get(str(name), {}))
+    table = table[table["variant"].isin(VARIANTS)]
+    for name, other in set(zip(table["variant"], table["images"], strict=True)):
+        config = base.replace(**VARIANTS[name])
         expected = _images(_budgeted(config, images, photos), photos)
-        if name in VARIANTS and other != expected:
+        if other != expected:
             raise ConfigError(
                 f"{path}: {name} saw {other:,} images, and runs with another budget ({expected:,}) "
                 "cannot be compared with it; give the same --images, or another --out"

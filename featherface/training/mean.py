@@ -11,16 +11,20 @@ import torch
 
 from featherface.checkpoint import read_file, write_file
 from featherface.errors import CheckpointError, ConfigError
+from featherface.files import check_writable
 
 
 def average_weights(files: Sequence[Path], out: Path) -> None:
     """Write the mean of the networks of weights files, batch statistics too, with the last's facts.
 
     Evaluations that the last one carries are left out: they are not the mean's. ConfigError for
-    fewer than two files, CheckpointError for one that is no weights file or of another network.
+    fewer than two files or a place that cannot be written to, CheckpointError for one that is no weights file or of another network.
     """
     if len(files) < 2:
         raise ConfigError("a mean needs two weights files or more")
+    if out.is_dir():
+        raise ConfigError(f"cannot write weights to {out}: it is a folder; name a file in it")
+    check_writable(out.parent)
     contents = [read_file(file) for file in files]
     for file, content in zip(files, contents, strict=True):
         if not isinstance(content.get("model"), dict):
