@@ -18,7 +18,8 @@ def average_weights(files: Sequence[Path], out: Path) -> None:
     """Write the mean of the networks of weights files, batch statistics too, with the last's facts.
 
     Evaluations that the last one carries are left out: they are not the mean's. ConfigError for
-    fewer than two files or a place that cannot be written to, CheckpointError for one that is no weights file or of another network.
+    fewer than two files or a place that cannot be written to, CheckpointError for a file that is
+    no weights file or of another network.
     """
     if len(files) < 2:
         raise ConfigError("a mean needs two weights files or more")
