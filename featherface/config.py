@@ -114,6 +114,11 @@ class TrainConfig:
     frozen_blocks: int = setting(
         0, "first blocks of the backbone that stay as they start, 0 to 6: less to compute"
     )
+    frozen_norms: str = setting(
+        "off",
+        "on: train with the batch norms' statistics of --weights, which stay, as in evaluation",
+        ("off", "on"),
+    )
     # distillation: total = (1 − α)·task + α·distillation + λ·feature
     temperature: float = setting(1.0, "T: softens teacher and student in the class KL")
     alpha: float = setting(0.7, "α: share of distillation against the task loss")
@@ -231,6 +236,10 @@ def _check(config: TrainConfig) -> None:
         for name in names.split():
             if not holds(getattr(config, name)):
                 raise ConfigError(f"{name} must {rule}; got {getattr(config, name)!r}")
+    if config.frozen_norms == "on" and config.bn_batches:
+        raise ConfigError(
+            "bn_batches estimates the statistics anew that frozen_norms keeps: leave one out"
+        )
     if config.replay_epochs:
         _check_replay(config)
 

@@ -1,4 +1,4 @@
-"""Crops that come again and the teacher's answers to them; blocks of the backbone that stay."""
+"""Crops that come again, and the teacher's answers to them, which are kept."""
 
 from collections import namedtuple
 from contextlib import nullcontext
@@ -8,12 +8,10 @@ import pytest
 import torch
 from tiny_runs import equal, prepare, tiny_config, trained
 
-from featherface.checkpoint import load_model
 from featherface.config import TrainConfig
 from featherface.data.loader import make_loader
 from featherface.errors import ConfigError
 from featherface.files import write_text
-from featherface.models.v2 import FeatherFaceV2
 from featherface.structures import Predictions
 from featherface.training import build, engine
 from featherface.training.answers import RememberingTeacher, check_room_for_answers
@@ -185,50 +183,3 @@ def test_a_trial_leaves_no_answers(config):
     trial_of(step, config, torch.device("cpu"))(1)
     assert isinstance(step.teacher, RememberingTeacher)
     assert not answers_folder(config).exists()
-
-
-def test_frozen_blocks_stay_and_all_else_learns(config, root):
-    config = config.replace(
-        replay_epochs=0, frozen_blocks=2, bn_batches=2, ema_decay=0.0, epochs=2, dropblock_prob=0
-    )
-    start = load_model(root / "v1.pth").backbone.state_dict()
-    after = trained(config)
-    backbone = {n.removeprefix("backbone."): v for n, v in after.items() if "backbone." in n}
-    for name, value in backbone.items():
-        frozen = name.startswith(("stage1.0.", "stage1.1."))
-        assert frozen == torch.equal(value, start[name]) or "num_batches" in name, name
-
-
-def test_noise_is_not_frozen(config):
-    config = config.replace(replay_epochs=0, frozen_blocks=1, init="scratch")
-    with pytest.raises(ConfigError, match="--init scratch is noise"):
-        engine.train(config, progress=False)
-
-
-def test_a_frozen_backbone_gets_no_gradient(config):
-    config = config.replace(replay_epochs=0, frozen_blocks=6)
-    step = build.make_step(config, device=torch.device("cpu"), steps=1)
-    model = step.trained["model"]
-    model.train()
-    assert isinstance(model, FeatherFaceV2)
-    model(images(2)).class_logits.sum().backward()
-    assert all(p.grad is None for p in model.backbone.stage1.parameters())
-    assert any(p.grad is not None for p in model.backbone.stage2.parameters())
-    assert not any(block.training for block in model.backbone.stage1)
-    assert model.backbone.stage2.training
-
-
-def test_batch_norms_are_estimated_as_by_torch_where_nothing_is_frozen():
-    torch.manual_seed(0)
-    ours, theirs = FeatherFaceV2(), FeatherFaceV2()
-    theirs.load_state_dict(ours.state_dict())
-    batches = [images(4), images(4)]
-    engine.estimate_batch_norms(ours, batches)
-    torch.optim.swa_utils.update_bn(batches, theirs)
-    assert equal(ours.state_dict(), theirs.state_dict())
-
-
-@pytest.mark.parametrize("blocks", [-1, 7])
-def test_the_backbone_has_six_blocks_to_freeze(blocks):
-    with pytest.raises(ConfigError, match="frozen_blocks must lie in"):
-        TrainConfig(frozen_blocks=blocks)

@@ -18,6 +18,28 @@ def conv_bn(
     ]
 
 
+class KeptBatchNorm2d(nn.BatchNorm2d):
+    """Uses and keeps its running statistics in training, too; scale and shift still learn.
+
+    torchvision's FrozenBatchNorm2d keeps these as well.
+    """
+
+    def train(self, mode: bool = True) -> "KeptBatchNorm2d":
+        return super().train(False)  # type: ignore[return-value]
+
+
+def keep_norms(module: nn.Module) -> None:
+    """Put a KeptBatchNorm2d in the place of every batch norm inside, with its state."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            kept = KeptBatchNorm2d(child.num_features, child.eps, child.momentum)
+            kept.load_state_dict(child.state_dict())
+            kept.requires_grad_(child.weight.requires_grad)
+            setattr(module, name, kept.eval())
+        else:
+            keep_norms(child)
+
+
 def channel_shuffle(x: Tensor, rows: int) -> Tensor:
     """Transpose the channels seen as a rows × columns table: (B, C, H, W) → (B, C, H, W)."""
     table = x.unflatten(1, (rows, -1))  # (B, rows, C/rows, H, W)

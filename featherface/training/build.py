@@ -6,6 +6,7 @@ from torch import nn
 from featherface.checkpoint import load_backbone, load_model
 from featherface.config import TrainConfig
 from featherface.errors import ConfigError
+from featherface.models.layers import keep_norms
 from featherface.models.v1 import FeatherFaceV1
 from featherface.models.v2 import FeatherFaceV2
 from featherface.training.answers import RememberingTeacher
@@ -50,7 +51,10 @@ def make_step(config: TrainConfig, *, device: torch.device, steps: int) -> Step:
     teacher = None if config.model == "v1" else load_teacher(config)
     model = make_model(config, teacher)
     model.backbone.freeze(config.frozen_blocks)  # type: ignore[operator, union-attr]
-    model = with_shared_norms(model, config, device)
+    if config.frozen_norms == "on":
+        keep_norms(model)
+    else:
+        model = with_shared_norms(model, config, device)
     model = _placed(model, device)
     if teacher is None:
         return SupervisedStep(model, config)

@@ -59,6 +59,11 @@ class Run:
                 "--frozen-blocks keeps what the backbone starts with, and --init scratch is "
                 "noise: use another --init"
             )
+        if start and config.frozen_norms == "on" and not config.weights:
+            raise ConfigError(
+                "--frozen-norms keeps the batch norms' statistics, which all but the backbone have "
+                "from --weights alone: name weights to start from"
+            )
         self.process = process or Process(0, 1, pick_device(config.device))
         self.device = self.process.device
         self.step = make_step(
