@@ -25,7 +25,7 @@ class KeptBatchNorm2d(nn.BatchNorm2d):
     """
 
     def train(self, mode: bool = True) -> "KeptBatchNorm2d":
-        return super().train(False)  # type: ignore[return-value]
+        return super().train(False)
 
 
 def keep_norms(module: nn.Module) -> None:
