@@ -126,8 +126,9 @@ class TrainConfig:
     distill_form: str = setting(
         "weighted",
         "anchors in the class KL: all alike; by teacher's face probability and disagreement; by "
-        "disagreement alone; or where the teacher is unsure, with the matched and mined (TDKD)",
-        ("naive", "weighted", "disagreement", "band"),
+        "disagreement alone; by that, but all that is clear nearly alike; or where the teacher is "
+        "unsure, with the matched and mined (TDKD)",
+        ("naive", "weighted", "disagreement", "saturating", "band"),
     )
     distill_box: str = setting(
         "giou", "distance of student and teacher boxes", ("giou", "smooth_l1")

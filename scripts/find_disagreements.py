@@ -19,6 +19,7 @@ def main() -> None:
     add("--protocols", nargs="+", default=["vga", "original"], help="sizes to look at photos in")
     add("--least", type=float, default=0.4, help="difference of scores from which a place counts")
     add(*cli.flag("min_face"), type=float, default=10.0, help="smallest box, pixels as seen")
+    add("--most", type=int, default=0, help="leave out photos with more places; 0: none")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--out", default="runs/disagreements.csv", help="the table to write")
     args = parser.parse_args()
@@ -46,6 +47,7 @@ def main() -> None:
         protocols=args.protocols,
         least=args.least,
         min_face=args.min_face,
+        most=args.most,
     )
     if table.empty:
         print(f"no place in {len(photos):,} photos: nothing written")

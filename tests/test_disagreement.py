@@ -75,6 +75,16 @@ def test_a_pair_counts_by_its_difference(tmp_path):
         assert table["kind"].tolist() == kind
 
 
+def test_crowds_are_left_out_on_request(tmp_path):
+    photos = [make_photo(tmp_path / "a.png")]
+    sides = Known(shared=0.9, extra=0.7), Known(shared=0.9, missed=0.8)
+    for most, places in ((0, 2), (1, 0), (2, 2)):
+        table = find_disagreements(*sides, photos, protocols=["vga"], most=most)
+        assert len(table) == places, most
+    table = find_disagreements(*sides, photos, protocols=["vga", "original"], most=2)
+    assert len(table) == 4, "each protocol counts for itself"
+
+
 def test_nothing_to_disagree_about_is_an_empty_table(tmp_path):
     table = find_disagreements(Known(), Known(), [make_photo(tmp_path / "a.png")])
     assert len(table) == 0 and tuple(table.columns) == COLUMNS
@@ -148,6 +158,7 @@ def test_the_script_writes_the_table(tmp_path, others):
         (("photos", "--teacher-model", "none.pth"), "none.pth"),
         (("photos", "--least", "40"), "least, a difference of scores"),
         (("photos", "--min-face", "nan"), "min_face must be"),
+        (("photos", "--most", "-1"), "most, places in a photo"),
         (("photos", "--protocols", "vga", "huge"), "'huge'"),
         (("photos", "--out", "hard.txt"), "must be a .csv file"),
         (("photos", "--out", "photos/a.jpg/hard.csv"), "is a file"),

@@ -251,6 +251,7 @@ def test_forms_weight_anchors_as_defined(temperature, chosen):
     weights = {
         "weighted": p_t + (p_t - p_s).abs(),
         "disagreement": (p_t - p_s).abs(),
+        "saturating": (p_t - p_s).square() / ((p_t - p_s).square() + 0.01),
         "band": torch.tensor([float(0.1 < p < 0.9) for p in p_t]),
     }
     kl = class_kl(student[None], teacher[None], temperature)[0]
@@ -261,6 +262,20 @@ def test_forms_weight_anchors_as_defined(temperature, chosen):
             selected=selected if chosen else None,
         )  # fmt: skip
         assert given == pytest.approx(((kl * weight).sum() / weight.sum()).item(), rel=1e-4), form
+
+
+def test_saturating_hears_faint_false_alarms_that_disagreement_does_not():
+    """Under "disagreement" false alarms pull by the square of their scores."""
+    scores, shares = torch.tensor([0.2, 0.8]), {}
+    for form in ("disagreement", "saturating"):
+        logits = torch.stack((torch.zeros(2), scores.logit()), dim=-1).requires_grad_()
+        weight = anchor_weight(form, logits.softmax(-1)[:, 1], torch.full((2,), 1e-4))
+        teacher = torch.tensor([9.2, 0.0]).repeat(2, 1)  # no face, scored 0.0001
+        (class_kl(logits[None], teacher[None], 1.0)[0] * weight).sum().backward()
+        pull = logits.grad[:, 1].abs()
+        shares[form] = (pull[0] / pull[1]).item()
+    assert shares["disagreement"] == pytest.approx(1 / 16, rel=0.01)
+    assert shares["saturating"] == pytest.approx(0.8 / 0.985 / 4, rel=0.01)
 
 
 def test_a_flood_of_easy_background_drowns_the_naive_form_alone():
@@ -305,7 +320,7 @@ def test_an_anchors_weight_has_no_gradient_and_at_most_one_from_being_selected(f
 
 def test_a_batch_without_an_anchor_that_counts_is_not_amplified():
     sure = torch.tensor([12.0, -12.0]).repeat(20, 1)
-    for form in ("disagreement", "band"):
+    for form in ("disagreement", "saturating", "band"):
         assert class_term(sure * 0.9, sure, form=form) < 1e-6
 
 

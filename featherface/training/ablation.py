@@ -47,6 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
     "form naive": {"distill_form": "naive"},
     "form disagreement": {"distill_form": "disagreement"},
+    "form saturating": {"distill_form": "saturating"},
     "disagreement, light places": {
         "distill_form": "disagreement",
         "box_weight": 0.5,

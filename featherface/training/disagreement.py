@@ -31,19 +31,24 @@ def find_disagreements(
     protocols: Sequence[str] = ("vga", "original"),
     least: float = 0.4,
     min_face: float = 10.0,
+    most: int = 0,
 ) -> pd.DataFrame:
     """A row a place where the scores of the two differ by more than `least`, as `COLUMNS`.
 
     Both detectors should report low scores, too. kind: missed (the student scores lower) or extra;
     score: the difference, above 0; the box: the teacher's where it has one, pixels of the photo as
     stored. min_face: the least square root of the box's area, in pixels of the photo as the
-    detectors see it. `--unlabelled` reads the table. ConfigError for settings that find nothing,
-    else raises as `detect_photos` does.
+    detectors see it. most: photos with more places than this in a protocol are left out of it, 0:
+    none are. The losses sum over anchors, so that a crowd with hundreds of doubtful faces outvotes
+    the rest of its batch. `--unlabelled` reads the table. ConfigError for settings that find
+    nothing, else raises as `detect_photos` does.
     """
     if not 0 <= least < 1:
         raise ConfigError(f"least, a difference of scores, must lie in 0..1, below 1; got {least}")
     if not 0 <= min_face < math.inf:
         raise ConfigError(f"min_face must be 0 or more; got {min_face}")
+    if most < 0:
+        raise ConfigError(f"most, places in a photo, must be 0 or more; got {most}")
     for protocol in protocols:
         views(protocol, 1, 1)  # says so now if there is no such one
     photos = [replace(photo, name=str(photo.path)) for photo in photos]  # folders may look alike
@@ -56,7 +61,10 @@ def find_disagreements(
         scale = {photo.name: _scale(photo, protocol) for photo in photos}
         rows = _differing(taught, found, least=least)
         seen = rows["size"] * rows["image"].map(scale)
-        parts.append(rows[seen >= min_face].assign(protocol=protocol))
+        rows = rows[seen >= min_face].assign(protocol=protocol)
+        if most:
+            rows = rows[rows.groupby("image")["image"].transform("size") <= most]
+        parts.append(rows)
     table = pd.concat(parts, ignore_index=True)
     return table.rename(columns={"image": "file"})[list(COLUMNS)]
 
