@@ -20,6 +20,7 @@ from featherface.errors import ConfigError, TrainingError
 from featherface.provenance import commit, versions
 from featherface.training.build import make_optimizer, make_step
 from featherface.training.ema import make_ema
+from featherface.training.lineage import history_of
 from featherface.training.processes import Process, gathered, share_state
 from featherface.training.schedule import make_scheduler
 from featherface.training.teacher import TorchTeacher, digest_of
@@ -71,6 +72,7 @@ class Run:
             device=self.device,
             steps=config.epochs * steps_per_epoch,
         )
+        self.history = history_of(config) if start else []
         share_state(self.step.trained)
         self.ema = make_ema(self.model, config.ema_decay) if config.ema_decay else None
         self.optimizer = make_optimizer(self.step, config)
@@ -143,6 +145,7 @@ class Run:
             "epoch": self.epoch,
             "data": self.data,
             "teacher": self.teacher_digest,
+            **({"history": self.history} if self.history else {}),
             **self.provenance,
         }
 
@@ -214,6 +217,7 @@ class Run:
             self.ema.updates = content["ema_updates"]
         self.optimizer.load_state_dict(content["optimizer"])
         self.scheduler.load_state_dict(content["scheduler"])
+        self.history = content.get("history", [])
         self.epoch, self.batch = content["epoch"], content["batch"]
         self.sums = {name: value.to(self.device) for name, value in content["sums"].items()}
         self.seconds, self.best_ap = content["seconds"], content["best_ap"]
