@@ -19,7 +19,7 @@ def main() -> None:
     add("--protocols", nargs="+", default=["vga", "original"], help="sizes to look at photos in")
     add("--least", type=float, default=0.4, help="difference of scores from which a place counts")
     add(*cli.flag("min_face"), type=float, default=10.0, help="smallest box, pixels as seen")
-    add("--most", type=int, default=0, help="leave out photos with more places; 0: none")
+    add("--most", type=int, default=0, help="leave out photos with more places; 0: keep all")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--out", default="runs/disagreements.csv", help="the table to write")
     args = parser.parse_args()
@@ -50,7 +50,8 @@ def main() -> None:
         most=args.most,
     )
     if table.empty:
-        print(f"no place in {len(photos):,} photos: nothing written")
+        crowds = f" with at most {args.most}" if args.most else ""
+        print(f"no place in {len(photos):,} photos{crowds}: nothing written")
         return
     write_text(out, table.to_csv(index=False, lineterminator="\n"))
     counts = ", ".join(f"{count:,} {kind}" for kind, count in table["kind"].value_counts().items())

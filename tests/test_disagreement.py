@@ -81,8 +81,13 @@ def test_crowds_are_left_out_on_request(tmp_path):
     for most, places in ((0, 2), (1, 0), (2, 2)):
         table = find_disagreements(*sides, photos, protocols=["vga"], most=most)
         assert len(table) == places, most
+    photos.append(make_photo(tmp_path / "b.png"))
     table = find_disagreements(*sides, photos, protocols=["vga", "original"], most=2)
-    assert len(table) == 4, "each protocol counts for itself"
+    assert len(table) == 8, "each photo and each protocol counts for itself"
+    sides = Known(shared=0.9, extra=0.7), Known(shared=0.9, tiny=0.8)  # tiny: large enough at VGA
+    protocols = ["vga", "original"]
+    assert len(find_disagreements(*sides, photos, protocols=protocols)) == 6
+    assert len(find_disagreements(*sides, photos, protocols=protocols, most=1)) == 0
 
 
 def test_nothing_to_disagree_about_is_an_empty_table(tmp_path):

@@ -1,6 +1,7 @@
 """The distillation criterion: each form looks where it says, and every part of it learns."""
 
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -9,7 +10,10 @@ from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou_loss
 
 from featherface.anchors import decode_boxes, encode_boxes, make_anchors
+from featherface.config import TrainConfig
 from featherface.losses.distillation import (
+    BOX_FORMS,
+    FEATURE_FORMS,
     FORMS,
     Distillation,
     anchor_weight,
@@ -76,6 +80,12 @@ def box_term(student: torch.Tensor, teacher: torch.Tensor, face: torch.Tensor, *
                      for b in (student, teacher))  # fmt: skip
     criterion = Distillation(2, 2, levels=1, **setting)
     return criterion(first, second, maps, maps, anchors=anchors)["distill_box"].item()
+
+
+def test_the_settings_know_every_form():
+    choices = {item.name: item.metadata["choices"] for item in fields(TrainConfig)}
+    assert choices["distill_form"] == FORMS and choices["distill_box"] == BOX_FORMS
+    assert choices["feature_form"] == FEATURE_FORMS
 
 
 @settings

@@ -22,7 +22,7 @@ from featherface.structures import Predictions
 
 CONFIDENT = 0.3  # teacher's face probability from which its boxes and landmarks are worth copying
 UNSURE = (0.1, 0.9)  # TDKD: the teacher's face probabilities that are worth more than a label
-CLEAR = 0.1  # difference of face probabilities that counts half under "saturating"
+HALF_AT = 0.1  # difference of face probabilities that counts half under "saturating"
 ATTENTION_TEMPERATURE = 0.5  # FGD's
 MAX_SIZE_DELTA = (
     math.log(1000 / 16) / VARIANCES[1]
@@ -49,10 +49,10 @@ def anchor_weight(
     """Class-KL weight of each anchor (B, A), without gradient.
 
     `student`, `teacher` (B, A): face probabilities p_s, p_t at temperature 1. naive: 1;
-    weighted: p_t + |p_t − p_s|; disagreement: |p_t − p_s|; saturating: d²/(d² + CLEAR²) of that d;
-    band: 1 where p_t lies inside `UNSURE`. The KL's gradient in the logits is itself p_s − p_t, so
-    that under disagreement background scored 0.2 pulls a sixteenth of what 0.8 does, and under
-    saturating a fifth.
+    weighted: p_t + |p_t − p_s|; disagreement: |p_t − p_s|; saturating: d²/(d² + HALF_AT²) of that
+    d; band: 1 where p_t lies inside `UNSURE`. The KL's gradient in the logits is itself p_s − p_t
+    at T = 1, so that sure background scored 0.2 pulls a sixteenth of what 0.8 does under
+    disagreement, and a fifth under saturating.
     `selected` (B, A), the weight that the task's class term gave an anchor, is added in every form
     but naive, at most 1 an anchor.
     """
@@ -66,7 +66,7 @@ def anchor_weight(
         if form == "weighted":
             weight = weight + teacher
         elif form == "saturating":
-            weight = weight.square() / (weight.square() + CLEAR**2)
+            weight = weight.square() / (weight.square() + HALF_AT**2)
     return weight if selected is None else weight + selected.detach().float().clamp(0.0, 1.0)
 
 

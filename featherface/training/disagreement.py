@@ -38,10 +38,10 @@ def find_disagreements(
     Both detectors should report low scores, too. kind: missed (the student scores lower) or extra;
     score: the difference, above 0; the box: the teacher's where it has one, pixels of the photo as
     stored. min_face: the least square root of the box's area, in pixels of the photo as the
-    detectors see it. most: photos with more places than this in a protocol are left out of it, 0:
-    none are. The losses sum over anchors, so that a crowd with hundreds of doubtful faces outvotes
-    the rest of its batch. `--unlabelled` reads the table. ConfigError for settings that find
-    nothing, else raises as `detect_photos` does.
+    detectors see it. most: photos with more places than this in one of the protocols are left out,
+    0: none are. The losses weigh anchors, not photos, so that a crowd with hundreds of doubtful
+    faces outvotes the rest of its batch. `--unlabelled` reads the table. ConfigError for settings
+    that find nothing, else raises as `detect_photos` does.
     """
     if not 0 <= least < 1:
         raise ConfigError(f"least, a difference of scores, must lie in 0..1, below 1; got {least}")
@@ -61,11 +61,11 @@ def find_disagreements(
         scale = {photo.name: _scale(photo, protocol) for photo in photos}
         rows = _differing(taught, found, least=least)
         seen = rows["size"] * rows["image"].map(scale)
-        rows = rows[seen >= min_face].assign(protocol=protocol)
-        if most:
-            rows = rows[rows.groupby("image")["image"].transform("size") <= most]
-        parts.append(rows)
+        parts.append(rows[seen >= min_face].assign(protocol=protocol))
     table = pd.concat(parts, ignore_index=True)
+    if most:
+        counts = table.groupby(["image", "protocol"]).size().groupby("image").max()
+        table = table[table["image"].isin(counts.index[counts <= most])].reset_index(drop=True)
     return table.rename(columns={"image": "file"})[list(COLUMNS)]
 
 

@@ -20,7 +20,7 @@ from featherface.errors import ConfigError, TrainingError
 from featherface.provenance import commit, versions
 from featherface.training.build import make_optimizer, make_step
 from featherface.training.ema import make_ema
-from featherface.training.lineage import history_of
+from featherface.training.history import history_of
 from featherface.training.processes import Process, gathered, share_state
 from featherface.training.schedule import make_scheduler
 from featherface.training.teacher import TorchTeacher, digest_of
@@ -145,7 +145,7 @@ class Run:
             "epoch": self.epoch,
             "data": self.data,
             "teacher": self.teacher_digest,
-            **({"history": self.history} if self.history else {}),
+            "history": self.history,
             **self.provenance,
         }
 
