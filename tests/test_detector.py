@@ -118,6 +118,7 @@ def test_batched_equals_single_for_a_real_network():
     drawn = [
         cv2.imdecode(np.frombuffer(photo.jpeg, np.uint8), cv2.IMREAD_COLOR) for photo in photos
     ]
+    drawn = [cv2.cvtColor(image, cv2.COLOR_BGR2RGB) for image in drawn]
     images = [*drawn, drawn[0][:-3, :-5], drawn[1][::-1]]
     found = detector.detect_batch(images)
     assert sum(len(faces) for faces in found) > 3
