@@ -130,6 +130,11 @@ class TrainConfig:
         "unsure, with the matched and mined (TDKD)",
         ("naive", "weighted", "disagreement", "saturating", "band"),
     )
+    crowd_power: float = setting(
+        1.0,
+        "an image whose anchors weigh W in the class KL counts W to this power: 1: crowds "
+        "outvote other images; 0: all images alike",
+    )
     distill_box: str = setting(
         "giou", "distance of student and teacher boxes", ("giou", "smooth_l1")
     )
@@ -216,7 +221,8 @@ def _check(config: TrainConfig) -> None:
         "validate_every validate_photos bn_batches batch_size replay_epochs"
     )
     shares = (
-        "alpha flip_prob photometric_prob mixup_prob cutmix_prob clean_share anchor_sampling_prob"
+        "alpha crowd_power flip_prob photometric_prob mixup_prob cutmix_prob clean_share "
+        "anchor_sampling_prob"
     )
     limits = (
         (positive, "be above 0", lambda v: 0 < v < math.inf),

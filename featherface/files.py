@@ -1,5 +1,6 @@
 """Writing files so that nothing half-written ever replaces something good."""
 
+import hashlib
 import os
 import uuid
 from collections.abc import Iterator
@@ -45,3 +46,8 @@ def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a text file (UTF-8, \\n line ends) atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Of a file's content, in hexadecimal."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

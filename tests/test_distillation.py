@@ -50,15 +50,15 @@ def features(channels: int, batch: int = 2, sides: tuple[int, ...] = (8, 4, 2)) 
 
 
 def of_classes(logits: torch.Tensor) -> Predictions:
-    """Predictions (1, A, ·) that differ in their class logits (A, 2) alone."""
-    return Predictions(
-        torch.zeros(1, len(logits), 4), logits[None], torch.zeros(1, len(logits), 10)
-    )
+    """Predictions of logits (A, 2), or (B, A, 2), that differ in these alone."""
+    logits = logits if logits.ndim == 3 else logits[None]
+    boxes, landmarks = (torch.zeros(*logits.shape[:2], n) for n in (4, 10))
+    return Predictions(boxes, logits, landmarks)
 
 
 def class_term(student: torch.Tensor, teacher: torch.Tensor, *, selected=None, **setting) -> float:
-    """The class term of logits (A, 2)."""
-    anchors = ANCHORS[:1].expand(len(student), 4)
+    """The class term of logits (A, 2), one image's, or (B, A, 2)."""
+    anchors = ANCHORS[:1].expand(student.shape[-2], 4)
     criterion, maps = Distillation(2, 2, levels=1, **setting), [torch.zeros(1, 2, 1, 1)]
     terms = criterion(
         of_classes(student),
@@ -332,6 +332,29 @@ def test_a_batch_without_an_anchor_that_counts_is_not_amplified():
     sure = torch.tensor([12.0, -12.0]).repeat(20, 1)
     for form in ("disagreement", "saturating", "band"):
         assert class_term(sure * 0.9, sure, form=form) < 1e-6
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_a_crowd_counts_its_weight_to_the_power(power):
+    """One image with 100 anchors that disagree, one with four: their shares of the class term."""
+    teacher = torch.tensor([9.0, -9.0]).repeat(2, 100, 1)
+    student = teacher.clone()
+    student[0], student[1, :4] = torch.tensor([-6.0, 6.0]), torch.tensor([-9.0, 9.0])
+    crowd, pair = (class_kl(student[i, :1], teacher[i, :1], 4.0).item() for i in range(2))
+    given = class_term(student, teacher, form="disagreement", crowd_power=power)
+    shares = 100**power, 4**power
+    expected = (crowd * shares[0] + pair * shares[1]) / sum(shares)
+    assert given == pytest.approx(expected, rel=1e-3)
+
+
+def test_an_image_in_which_hardly_an_anchor_counts_is_not_amplified():
+    teacher = torch.tensor([9.0, -9.0]).repeat(2, 100, 1)
+    student = teacher.clone()
+    student[0, :4] = torch.tensor([-9.0, 9.0])
+    alone = class_term(student, teacher, form="disagreement", crowd_power=0.0)
+    student[1, 0] = torch.tensor([2.5, -2.5])  # scored 0.007
+    both = class_term(student, teacher, form="disagreement", crowd_power=0.0)
+    assert both == pytest.approx(alone, rel=0.02)
 
 
 # boxes and landmarks

@@ -32,7 +32,8 @@ def weights(tmp_path):
     path = tmp_path / "some.pth"
     state = {name: value.clone() for name, value in network("v2").state_dict().items()}
     content = {"format": FORMAT, "architecture": "v2", "model": state}
-    write_file(path, {**content, "config": {"epochs": 7}, "evaluations": [evaluation]})
+    facts = {"config": {"epochs": 7}, "history": [{"epoch": 3}], "evaluations": [evaluation]}
+    write_file(path, {**content, **facts})
     return path
 
 
@@ -66,6 +67,7 @@ def test_everything_that_an_export_writes(weights, quick, tmp_path):
     assert {path.name for path in made.files} == {p.name for p in (tmp_path / "out").iterdir()}
     package = read_file(tmp_path / "out/featherface_v2_deployment.pth")
     assert package["kind"] == "deployment" and package["config"] == {"epochs": 7}
+    assert package["history"] == [{"epoch": 3}]
     assert package["preprocessing"]["mean_bgr"] == [104, 117, 123]
     assert package["postprocessing"]["iou_threshold"] == 0.4
     assert package["evaluations"][0]["easy"]["ap_exact"] == 0.512

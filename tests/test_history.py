@@ -26,13 +26,14 @@ def test_a_run_tells_of_those_before_it_also_when_resumed(root, tmp_path):
     (row,) = read_file(second)["history"]
     assert row["file"] == first.name and row["config"] == read_file(first)["config"]
     assert row["epoch"] == 1 and row["data"]["photos"] == 8 and row["teacher"] and "commit" in row
+    assert row["processes"] == 1
     mean = tmp_path / "mean.pth"
     average_weights([first, second], mean)
     config = config.replace(save_folder=str(tmp_path / "third"), weights=str(mean), epochs=2)
     third = engine.train(config, progress=False)
     history = read_file(third)["history"]
     assert [part["config"]["seed"] for part in history] == [3, 4]
-    assert history[1]["mean_of"] == [first.name, second.name]
+    assert [part["file"] for part in history[1]["mean_of"]] == [first.name, second.name]
     engine.train(config, progress=False, resume=tmp_path / "third" / "FeatherFaceV2_epoch_1.pth")
     assert read_file(third)["history"] == history
 

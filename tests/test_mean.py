@@ -1,5 +1,6 @@
 """The mean of weights files."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -40,7 +41,9 @@ def test_every_tensor_is_the_mean(pair, tmp_path):
         expected = (first["model"][name].double() + second["model"][name].double()) / 2
         assert value.dtype == first["model"][name].dtype
         torch.testing.assert_close(value, expected.to(value.dtype))
-    assert mean["config"] == {"seed": 1} and mean["mean_of"] == ["0.pth", "1.pth"]
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in pair]
+    assert mean["mean_of"] == [{"file": f"{n}.pth", "sha256": digests[n]} for n in range(2)]
+    assert mean["config"] == {"seed": 1}
     assert "evaluations" not in mean, "those were the last one's"
     loaded = ff.load_model(tmp_path / "mean.pth").state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in mean["model"].items())

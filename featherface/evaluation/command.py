@@ -4,7 +4,6 @@ torch, OpenCV, pandas and matplotlib are imported where they are used: --help sh
 """
 
 import argparse
-import hashlib
 import sys
 import warnings
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ from featherface.evaluation.report import (
 )
 from featherface.evaluation.sets import EvaluationSet, find_evaluation_set
 from featherface.evaluation.submission import EvaluationWarning, write_submission
-from featherface.files import write_text
+from featherface.files import sha256, write_text
 from featherface.provenance import commit, versions
 from featherface.structures import Detections
 
@@ -196,10 +195,7 @@ def sources(args: argparse.Namespace) -> dict[str, dict[str, str]]:
 
     named = labels(args.weights) if args.weights else {"FeatherFaceV2": str(SHIPPED_WEIGHTS)}
     return {
-        name: {
-            "file": without_machine(path),
-            "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest(),
-        }
+        name: {"file": without_machine(path), "sha256": sha256(path)}
         for name, path in named.items()
     }
 

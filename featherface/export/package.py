@@ -1,6 +1,5 @@
 """The deployed weights file: the network with all that is needed to use it."""
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from featherface.config import (
     STRIDES,
     VARIANCES,
 )
+from featherface.files import sha256
 from featherface.provenance import commit, versions
 from featherface.structures import LANDMARK_NAMES
 
@@ -52,8 +52,8 @@ def package(
 ) -> dict[str, Any]:
     """The content of the deployment file: tensors and plain data only, readable by `load_model`.
 
-    checkpoint: what `source` holds (its settings and recorded evaluations are kept); metrics: what
-    the export measured.
+    checkpoint: what `source` holds (its settings, the runs before it and its recorded evaluations
+    are kept); metrics: what the export measured.
     """
     return {
         "format": FORMAT,
@@ -62,6 +62,7 @@ def package(
         "model": {name: value.cpu() for name, value in model.state_dict().items()},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "config": dict(checkpoint.get("config") or {}),
+        "history": list(checkpoint.get("history") or []),
         "preprocessing": PREPROCESSING,
         "postprocessing": POSTPROCESSING,
         "evaluations": recorded(checkpoint),
@@ -75,11 +76,6 @@ def package(
 def recorded(checkpoint: Mapping[str, Any]) -> list[Any]:
     """The AP that evaluate.py --record has written into a weights file."""
     return list(checkpoint.get("evaluations") or [])
-
-
-def sha256(path: str | os.PathLike) -> str:
-    """Of a file's content, in hexadecimal."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def write_package(path: str | os.PathLike, content: Mapping[str, Any]) -> None:

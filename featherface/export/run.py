@@ -20,9 +20,9 @@ from featherface.errors import CheckpointError, ConfigError
 from featherface.evaluation.sets import find_evaluation_set
 from featherface.export.graph import FORMS, OPSET, Size, build, check_settings, open_model
 from featherface.export.int8 import Quantised, quantise
-from featherface.export.package import package, sha256, write_package
+from featherface.export.package import package, write_package
 from featherface.export.readme import readme
-from featherface.files import atomic_path, check_writable, write_text
+from featherface.files import atomic_path, check_writable, sha256, write_text
 from featherface.onnx_detector import OnnxDetector
 from featherface.provenance import commit, versions
 

@@ -149,6 +149,9 @@ class Distillation(nn.Module):
 
     form             weights of the anchors in the class KL, see `anchor_weight`; "naive", the
                      published form, also takes smooth L1 for boxes whatever `box_form` says
+    crowd_power      an image whose anchors weigh W > 1 together counts W^crowd_power in the class
+                     KL: at 1 a crowd of a hundred faces outvotes the images beside it, at 0 it
+                     counts as one of them
     box_form         "giou" on decoded boxes, or "smooth_l1" summed over the four deltas
     feature_form     "pkd" (`pearson_distance`) or "l2" (`l2_distance`)
     feature_attention  "teacher": places by `spatial_attention` of the teacher; "none": all alike
@@ -166,6 +169,7 @@ class Distillation(nn.Module):
         *,
         temperature: float = 4.0,
         form: str = "weighted",
+        crowd_power: float = 1.0,
         box_form: str = "giou",
         feature_form: str = "pkd",
         feature_attention: str = "teacher",
@@ -178,7 +182,7 @@ class Distillation(nn.Module):
         _check("box_form", box_form, BOX_FORMS)
         _check("feature_form", feature_form, FEATURE_FORMS)
         _check("feature_attention", feature_attention, ATTENTIONS)
-        self.temperature, self.form = temperature, form
+        self.temperature, self.form, self.crowd_power = temperature, form, crowd_power
         self.box_form = "smooth_l1" if form == "naive" else box_form
         self.feature_form, self.feature_attention = feature_form, feature_attention
         self.box_weight, self.landmark_weight = box_weight, landmark_weight
@@ -196,6 +200,9 @@ class Distillation(nn.Module):
         """
         student_face = student.softmax(-1)[..., 1]
         weight = anchor_weight(self.form, student_face, teacher_face, selected)
+        if self.crowd_power != 1.0:
+            together = weight.sum(1, keepdim=True).clamp(min=1.0)
+            weight = weight * together ** (self.crowd_power - 1.0)
         kl = class_kl(student, teacher, self.temperature)
         total, scale = totals((kl * weight).sum(), weight.sum())
         return total / scale.clamp(min=1.0)

@@ -1,6 +1,5 @@
 """results/v2/notebook_config.json: what a run through the notebook was made with."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from featherface.data.prepare import fingerprint
 from featherface.data.widerface import read_split
 from featherface.devices import pick_device
 from featherface.errors import DataError
-from featherface.files import write_text
+from featherface.files import sha256, write_text
 from featherface.notebook.display import explained, note, show_table
 from featherface.notebook.sessions import RECORD, Session, shipped
 from featherface.provenance import commit, versions
@@ -74,7 +73,6 @@ def _weights(current: Session) -> dict[str, Any]:
     found = {}
     for name, path in paths.items():
         if path.is_file():
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
             shown = path.name if path.is_absolute() else path.as_posix()
-            found[name] = {"file": shown, "sha256": digest}
+            found[name] = {"file": shown, "sha256": sha256(path)}
     return found

@@ -48,6 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "form naive": {"distill_form": "naive"},
     "form disagreement": {"distill_form": "disagreement"},
     "form saturating": {"distill_form": "saturating"},
+    "crowds by root": {"crowd_power": 0.5},
     "disagreement, light places": {
         "distill_form": "disagreement",
         "box_weight": 0.5,

@@ -10,7 +10,7 @@ from typing import Any
 from featherface.checkpoint import is_checkpoint, read_file
 from featherface.config import TrainConfig
 
-FACTS = ("config", "epoch", "batch", "steps_per_epoch", "data", "teacher", "commit", "mean_of")
+FACTS = "config epoch batch steps_per_epoch data processes teacher commit mean_of".split()
 
 
 def history_of(config: TrainConfig) -> list[dict[str, Any]]:

@@ -11,15 +11,15 @@ import torch
 
 from featherface.checkpoint import read_file, write_file
 from featherface.errors import CheckpointError, ConfigError
-from featherface.files import check_writable
+from featherface.files import check_writable, sha256
 
 
 def average_weights(files: Sequence[Path], out: Path) -> None:
     """Write the mean of the networks of weights files, batch statistics too, with the last's facts.
 
-    Evaluations that the last one carries are left out: they are not the mean's. ConfigError for
-    fewer than two files or a place that cannot be written to, CheckpointError for a file that is
-    no weights file or of another network.
+    `mean_of` tells the files' names and SHA-256. Evaluations that the last one carries are left
+    out: they are not the mean's. ConfigError for fewer than two files or a place that cannot be
+    written to, CheckpointError for a file that is no weights file or of another network.
     """
     if len(files) < 2:
         raise ConfigError("a mean needs two weights files or more")
@@ -40,8 +40,9 @@ def average_weights(files: Sequence[Path], out: Path) -> None:
         .to(value.dtype)
         for name, value in contents[-1]["model"].items()
     }
+    sources = [{"file": file.name, "sha256": sha256(file)} for file in files]
     facts = {name: value for name, value in contents[-1].items() if name != "evaluations"}
-    write_file(out, {**facts, "model": mean, "mean_of": [file.name for file in files]})
+    write_file(out, {**facts, "model": mean, "mean_of": sources})
 
 
 def shapes(state: dict[str, torch.Tensor]) -> dict[str, torch.Size]:

@@ -144,6 +144,7 @@ class Run:
             "config": self.config.as_dict(),
             "epoch": self.epoch,
             "data": self.data,
+            "processes": self.process.total,
             "teacher": self.teacher_digest,
             "history": self.history,
             **self.provenance,

@@ -98,6 +98,7 @@ class DistillationStep:
             teacher.model.feature_channels,  # type: ignore[arg-type]
             temperature=config.temperature,
             form=config.distill_form,
+            crowd_power=config.crowd_power,
             box_form=config.distill_box,
             feature_form=config.feature_form,
             feature_attention=config.feature_attention,
