@@ -25,6 +25,7 @@ from featherface.models.v2 import FeatherFaceV2
 
 FORMAT = "featherface/1"
 NO_SPACE = 2**20  # bytes: with less left on the disk, a write that failed did so for want of it
+WRITER_ERRORS = ("inline_container", "PytorchStreamWriter", "iostream error")  # torch's words
 ARCHITECTURES: dict[str, type[nn.Module]] = {"v1": FeatherFaceV1, "v2": FeatherFaceV2}
 
 # The original project's names, in the order in which they are applied, and ours.
@@ -84,7 +85,7 @@ def read_file(path: str | os.PathLike, hint: str = "") -> dict[str, Any]:
         raise CheckpointError(f"{file}: the file is empty; copy or download it again")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, IndexError, TypeError) as error:
         reason = "it holds more than tensors and plain data, or it is no PyTorch file"
         raise CheckpointError(f"{file}: not loaded: {reason}") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
@@ -100,15 +101,20 @@ def read_file(path: str | os.PathLike, hint: str = "") -> dict[str, Any]:
 def write_file(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
     """Save atomically: the old file stays whole until the new one is on disk.
 
-    OSError where the disk is full, which torch's writer reports as an internal error.
+    OSError where the disk is full or the file may not grow, which torch's writer reports as an
+    internal error.
     """
     with atomic_path(path) as temporary:
         try:
             torch.save(dict(content), temporary)
         except RuntimeError as error:
-            if shutil.disk_usage(Path(temporary).parent).free > NO_SPACE:
+            full = shutil.disk_usage(Path(temporary).parent).free <= NO_SPACE
+            if not full and not any(word in str(error) for word in WRITER_ERRORS):
                 raise
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(path)) from error
+            code, reason = errno.EIO, "could not be written: a quota, or a limit on file sizes?"
+            if full:
+                code, reason = errno.ENOSPC, os.strerror(errno.ENOSPC)
+            raise OSError(code, reason, os.fspath(path)) from error
 
 
 def is_checkpoint(content: Mapping[str, Any]) -> bool:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LANDMARK_NAMES = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
+FLIPPED_LANDMARKS = (1, 0, 2, 4, 3)  # of a mirrored face: eyes and mouth corners change sides
 
 
 class Predictions(NamedTuple):

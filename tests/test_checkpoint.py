@@ -96,6 +96,7 @@ def test_bad_files_say_what_is_wrong(tmp_path, capsys):
     cut.write_bytes(good.read_bytes()[:100_000])
     (tmp_path / "empty.pth").touch()
     (tmp_path / "text.pth").write_text("not weights at all\n")
+    (tmp_path / "log.pth").write_text("epoch,lr,loss\n1,0.1,2\n")  # e, a pickle opcode
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
     torch.save({"x": Sneaky()}, tmp_path / "code.pth")
@@ -110,6 +111,7 @@ def test_bad_files_say_what_is_wrong(tmp_path, capsys):
         "empty.pth": "is empty",
         "cut.pth": "damaged or cut short",
         "text.pth": "not loaded|damaged",
+        "log.pth": "no PyTorch file",
         "list.pth": "holds a list",
         "other.pth": "of another project",
         "code.pth": "more than tensors",
@@ -141,11 +143,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    words = ["no idea", *["[enforce fail at inline_container.cc:671] . unexpected pos 64"] * 2]
+
     def fail(*_, **__):
-        raise RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 64 vs 0")
+        raise RuntimeError(words.pop(0))
 
     monkeypatch.setattr("featherface.checkpoint.torch.save", fail)
-    with pytest.raises(RuntimeError, match="unexpected pos"):  # there is room: something else
+    with pytest.raises(RuntimeError, match="no idea"):
+        write_file(tmp_path / "a.pth", {})
+    with pytest.raises(OSError, match="quota"):  # there is room on the disk
         write_file(tmp_path / "a.pth", {})
     full = SimpleNamespace(total=1, used=1, free=0)
     monkeypatch.setattr("featherface.checkpoint.shutil.disk_usage", lambda _: full)

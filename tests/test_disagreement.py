@@ -1,5 +1,6 @@
 """Hard places: what two detectors score differently, as a table that training reads."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,9 @@ def test_a_table_gives_its_photos_and_their_places(tmp_path, monkeypatch):
     both = read_unlabelled("more, hard.csv", "hard.csv")
     assert [len(photo.likely) for photo in both] == [1, 2, 0, 1, 2]
     assert len({photo.name for photo in both}) == 5
+    shutil.copytree(tmp_path, tmp_path / "moved" / "elsewhere")
+    monkeypatch.chdir(tmp_path / "moved" / "elsewhere")
+    assert [photo.name for photo in read_unlabelled("hard.csv")] == [first.name, second.name]
 
 
 @pytest.mark.parametrize(

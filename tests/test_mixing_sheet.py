@@ -1,12 +1,14 @@
 """The picture of mixed samples, and the command that draws it."""
 
 import numpy as np
+import pytest
 import torch
 from conftest import make_targets
 from PIL import Image
 
 from featherface.data import loader, mixing_sheet, widerface
 from featherface.data.mixing_sheet import draw_mixed
+from featherface.errors import DataError
 from featherface.structures import Batch
 
 SIZE = 64
@@ -32,9 +34,12 @@ def test_the_command_draws_eight_samples(tmp_path, monkeypatch, capsys):
         images = torch.full((4, 3, size, size), 90, dtype=torch.uint8)
         return [Batch(images, make_targets([FACE], [FAR], [FACE], []))] * 2, None
 
-    monkeypatch.setattr(widerface, "read_split", lambda root, split: [])
+    monkeypatch.setattr(widerface, "read_split", lambda root, split: [None] * 8)
     monkeypatch.setattr(loader, "make_loader", batches)
     out = tmp_path / "sub" / "m.png"
     mixing_sheet.main(["--data", "d", "--out", str(out), "--image_size", "64"])
     assert Image.open(out).size == (4 * 68 + 4, 2 * 72)
     assert "m.png" in capsys.readouterr().out
+    monkeypatch.setattr(widerface, "read_split", lambda root, split: [None] * 4)
+    with pytest.raises(DataError, match=r"d has 4 photos: the sheet needs 8"):
+        mixing_sheet.main(["--data", "d", "--out", str(out)])

@@ -1,6 +1,7 @@
 """scripts/train_v1.py and train_v2.py as a user types them."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,10 +69,15 @@ def test_train_resume_and_train_again(ready, tmp_path):
     assert len(pd.read_csv(tmp_path / "training_log.csv")) == 2
     again = run("train_v2.py", *flags, "--epochs", 2)
     assert again.returncode == 2 and "--overwrite" in again.stderr
-    resumed = run(
-        "train_v2.py", "--resume", tmp_path / "FeatherFaceV2_epoch_1.pth", "--save-folder", tmp_path
-    )
+    resumed = run("train_v2.py", "--resume", tmp_path / "FeatherFaceV2_epoch_1.pth")
     assert resumed.returncode == 0, resumed.stderr
+    (tmp_path / "moved").mkdir()
+    moved = shutil.copy(tmp_path / "FeatherFaceV2_epoch_1.pth", tmp_path / "moved")
+    resumed = run("train_v2.py", "--resume", moved)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"done: {tmp_path / 'moved' / 'FeatherFaceV2_final.pth'}" in resumed.stdout
+    other = run("train_v2.py", "--resume", *flags, "--weights", ready / "v1.pth")
+    assert other.returncode == 2 and "leave out --weights" in other.stderr
     other = run("train_v2.py", "--resume", *flags, "--lr", 0.5)
     assert other.returncode == 2 and "--lr 0.5 (was 0.002)" in other.stderr
 

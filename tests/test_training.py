@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -194,6 +195,21 @@ def test_resume_refuses_what_would_be_another_run(config, teacher):
         engine.train(config, resume=engine.checkpoint_path(config, "final"), progress=False)
 
 
+def test_resuming_a_copy_does_not_write_over_another_run(config, tmp_path):
+    engine.train(config, progress=False)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    first = shutil.copy(engine.checkpoint_path(config, 1), copy)
+    before = engine.checkpoint_path(config, "final").read_bytes()
+    with pytest.raises(TrainingError, match="a run lies here"):
+        engine.train(config, resume=Path(first), progress=False)
+    assert engine.checkpoint_path(config, "final").read_bytes() == before
+    assert equal(
+        trained(config.replace(save_folder=str(copy)), resume=Path(first)),
+        read_file(engine.checkpoint_path(config, "final"))["model"],
+    )
+
+
 def test_schedule_warms_up_over_at_most_a_tenth_then_falls_to_the_end():
     config = TrainConfig(epochs=20, lr=1.0, min_lr=0.01, warmup_epochs=5)
     assert warmup_steps(config, 10) == 20
@@ -244,7 +260,7 @@ def test_validation_picks_the_best_weights_by_ap(config, data, monkeypatch):
     log = pd.read_csv(Path(config.save_folder) / "training_log.csv")
     assert log["val_ap"].tolist() == [0.2, 0.7, 0.5] and seen == [3, 3, 3]
     best = read_file(engine.checkpoint_path(config, "best"))
-    assert best["epoch"] == 1 and best["validation"]["val_ap"] == 0.7
+    assert best["epoch"] == 2 and best["validation"]["val_ap"] == 0.7
     assert "3 of 4 images" in best["validation"]["on"], "a subset is called a subset"
     assert load_model(engine.checkpoint_path(config, "best")).name == "v2"
 
@@ -257,6 +273,30 @@ def test_validation_measures_the_weights_in_use(config):
     assert run.model.training, "measuring must leave the network as it was"
     with pytest.raises(DataError):
         Validator(config.replace(data=config.save_folder))
+
+
+def test_the_best_so_far_counts_only_for_the_same_measure(config, monkeypatch):
+    given = iter([0.7, 0.2, 0.2, 0.2, 0.2])
+    monkeypatch.setattr(engine.Validator, "__call__", lambda self, model: {"val_ap": next(given)})
+    config = config.replace(validate_every=1)
+    engine.train(config, progress=False)
+    best, first = (engine.checkpoint_path(config, name) for name in ("best", 1))
+    again = config.replace(validate_protocol="original")
+    engine.train(config, resume=first, progress=False)
+    assert read_file(best)["epoch"] == 1
+    engine.train(again, resume=first, progress=False)
+    assert read_file(best)["epoch"] == 2 and "original" in read_file(best)["validation"]["on"]
+    best.unlink()
+    engine.train(config, resume=first, progress=False)
+    assert read_file(best)["validation"]["val_ap"] == 0.2
+
+
+def test_unlabelled_photos_are_not_validated_on(config, data):
+    val = config.replace(unlabelled=str(data / "WIDER_val/images"), validate_every=1)
+    with pytest.raises(
+        ConfigError, match=r"4 photos to validate on are also trained on.*WIDER_val"
+    ):
+        engine.train(val, progress=False)
 
 
 def test_validation_on_the_training_photos_is_refused(config, data, tmp_path):

@@ -506,6 +506,10 @@ def test_missing_corrupt_and_truncated_photos_are_named(tmp_path):
     write_photo(tmp_path / "good.jpg", width=200, height=150)
     data = (tmp_path / "good.jpg").read_bytes()
     assert is_complete(data) and is_complete(data + b"trailing bytes")
+    assert is_complete(data + b"video \xff\xda of a motion photo"), "a marker behind the end"
+    thumb = b"\xff\xe1" + (2 + len(data)).to_bytes(2, "big") + data  # as in EXIF, with an end
+    assert is_complete(data[:2] + thumb + data[2:] + b"tail")
+    assert not is_complete(data[:2] + thumb + data[2:-2] + b"tail")
     broken = {
         "missing.jpg": None,
         "empty.jpg": b"",

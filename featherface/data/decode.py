@@ -95,13 +95,19 @@ def open_header(path: str | Path) -> PhotoFile:
 
 
 def is_complete(data: bytes) -> bool:
-    """Whether a JPEG file has its end-of-image marker (after its last scan); true of other files.
+    """Whether a JPEG file has its end-of-image marker after its first scan; true of other files.
 
-    Some decoders return a cut file half grey, without an error.
+    Some decoders return a cut file half grey, without an error. The end is sought behind the
+    segments (one may hold a small picture with an end of its own), since other data may follow
+    it: the video of a motion photo.
     """
     if not data.startswith(_JPEG_START) or data.endswith(_JPEG_END):
         return True
-    return data.rfind(_JPEG_END) > data.rfind(_JPEG_SCAN)
+    at = len(_JPEG_START)
+    while data[at : at + 1] == b"\xff" and data[at : at + 2] != _JPEG_SCAN:
+        padding = data[at + 1 : at + 2] == b"\xff"
+        at += 1 if padding else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return data.find(_JPEG_END, at) >= 0
 
 
 def decode(photo: PhotoFile, shrink: int = 1) -> np.ndarray:

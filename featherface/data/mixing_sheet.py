@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from featherface.data.mixing import cutmix, mixup
+from featherface.errors import DataError
 from featherface.structures import Target
+
+SAMPLES = 8  # half by MixUp, half by CutMix
 
 
 def draw_mixed(images: Tensor, targets: Target, *, columns: int = 4) -> np.ndarray:
@@ -64,9 +67,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed, other samples")
     args = parser.parse_args(arguments)
     config = V2.replace(
-        data=args.data, image_size=args.image_size, seed=args.seed, batch_size=4, num_workers=0
+        data=args.data,
+        image_size=args.image_size,
+        seed=args.seed,
+        batch_size=SAMPLES // 2,
+        num_workers=0,
     )
-    loader, _ = make_loader(read_split(config.data, config.split), config)
+    photos = read_split(config.data, config.split)
+    if len(photos) < SAMPLES:
+        raise DataError(f"{config.data} has {len(photos)} photos: the sheet needs {SAMPLES}")
+    loader, _ = make_loader(photos, config)
     batches = iter(loader)
     generator = torch.Generator().manual_seed(config.seed)
     sheets = []

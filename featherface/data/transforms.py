@@ -26,10 +26,9 @@ from featherface.data.recipe import (
     centre_inside,
     visible_part,
 )
-from featherface.structures import Target
+from featherface.structures import FLIPPED_LANDMARKS, Target
 
 FILL_RGB = tuple(MEAN_BGR[::-1])  # outside the photo: zero once the network's mean is subtracted
-FLIPPED_LANDMARKS = (1, 0, 2, 4, 3)  # eyes and mouth corners change sides
 IGNORE_VISIBLE = 0.1  # a face with its centre outside but this share inside is ignored
 SLIVER = 0.01  # pixels: a visible part thinner than this could round to no area at all
 LUMA = (0.299, 0.587, 0.114)  # grey of an RGB pixel, ITU-R BT.601

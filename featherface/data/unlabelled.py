@@ -97,7 +97,11 @@ def _of_table(table: Path) -> list[Photo]:
         )
     if not found:
         raise DataError(f"--unlabelled: {table} names no photo; leave it out")
-    return [_likely(path, f"{table.stem}{path}", found[path]) for path in sorted(found)]
+    root = os.path.commonpath([path.parent for path in found])  # the same where all is moved
+    return [
+        _likely(path, f"{table.stem}/{path.relative_to(root).as_posix()}", found[path])
+        for path in sorted(found)
+    ]
 
 
 def _likely(path: Path, name: str, boxes: list[np.ndarray]) -> Photo:

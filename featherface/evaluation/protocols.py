@@ -16,14 +16,13 @@ import numpy as np
 from featherface.config import KEEP_TOP_K, NMS_IOU
 from featherface.errors import ConfigError
 from featherface.evaluation.consistency import pairwise_iou
-from featherface.structures import Detections
+from featherface.structures import FLIPPED_LANDMARKS, Detections
 
 PROTOCOLS = ("original", "vga", "mxnet", "multiscale")
 _VGA = 640
 _MXNET = (1600, 2150)  # short side, longest side
 _BASE = (800, 1200)  # multiscale: short side, longest side at scale 800
 _SHORT_SIDES = (500, 800, 1100, 1400, 1700)
-_SWAPPED = (1, 0, 2, 4, 3)  # landmarks of a mirrored face: left and right change places
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class View:
         if self.mirrored:
             x1, x2 = self.width - boxes[:, 1, 0], self.width - boxes[:, 0, 0]
             boxes = np.stack([x1, boxes[:, 0, 1], x2, boxes[:, 1, 1]], axis=1).reshape(-1, 2, 2)
-            landmarks = landmarks[:, _SWAPPED] * (-1, 1) + (self.width, 0)
+            landmarks = landmarks[:, FLIPPED_LANDMARKS] * (-1, 1) + (self.width, 0)
         scale = np.array([width / self.width, height / self.height], np.float32)
         corners = (boxes * scale).reshape(-1, 4).astype(np.float32)
         return Detections(corners, faces.scores, (landmarks * scale).astype(np.float32))

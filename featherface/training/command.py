@@ -41,7 +41,7 @@ def train_command(defaults: TrainConfig, description: str | None) -> None:
     config, resume = defaults.replace(**explicit), None
     if arguments.resume is not None:
         resume = Path(arguments.resume or checkpoint_path(config, "last"))
-        config = resumed_config(resume, explicit)
+        config = resumed_config(resume, {"save_folder": str(resume.parent), **explicit})
     train(config, resume=resume, overwrite=arguments.overwrite)
 
 

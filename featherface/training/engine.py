@@ -61,14 +61,16 @@ def train(
 
     Writes checkpoints and training_log.csv to `config.save_folder`. On Ctrl-C or SIGTERM the state
     is saved to …_last.pth and KeyboardInterrupt is raised; `resume` continues to the same result.
-    TrainingError where another run lies in the folder, unless `overwrite`, which removes it once
-    all else is ready.
+    TrainingError where another run lies in the folder than that of `resume`, unless `overwrite`,
+    which without `resume` removes it once all else is ready.
 
     Under torchrun this is one of several processes, of which the first writes and speaks.
     """
     with joined(config.device) as process, memory_errors_explained(config):
         if process.first:
-            check_folder(config, run_allowed=overwrite or resume is not None)
+            folder = Path(config.save_folder).resolve()
+            own = resume is not None and resume.resolve().parent == folder
+            check_folder(config, run_allowed=overwrite or own)
         wait_for_all()
         torch.manual_seed(config.seed)
         seed_device(config.seed + process.number, process.device)
@@ -85,7 +87,7 @@ def train(
         )
         config = _with_batch_size(config, process.device, photos=len(photos))
         loader, sampler = make_batches(photos, config, process.device, cache, shard=process.shard)
-        validator = Validator(config) if config.validate_every else None
+        validator = Validator(config, photos) if config.validate_every else None
         faces = sum(len(photo.boxes) for photo in photos)
         data = {"photos": len(photos), "faces": faces, "fingerprint": fingerprint(photos)}
         run = Run(
@@ -242,7 +244,8 @@ def _validate(run: Run, validator: Validator) -> dict[str, float]:
     if scores["val_ap"] > run.best_ap:
         run.best_ap = scores["val_ap"]
         note = {**scores, "on": validator.description}
-        run.save_weights(checkpoint_path(run.config, "best"), {"validation": note})
+        notes = {"epoch": run.epoch + 1, "validation": note}  # this one is done, too
+        run.save_weights(checkpoint_path(run.config, "best"), notes)
     return scores
 
 

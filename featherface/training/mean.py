@@ -41,7 +41,8 @@ def average_weights(files: Sequence[Path], out: Path) -> None:
         for name, value in contents[-1]["model"].items()
     }
     sources = [{"file": file.name, "sha256": sha256(file)} for file in files]
-    facts = {name: value for name, value in contents[-1].items() if name != "evaluations"}
+    measured = ("evaluations", "validation")
+    facts = {name: value for name, value in contents[-1].items() if name not in measured}
     write_file(out, {**facts, "model": mean, "mean_of": sources})
 
 

@@ -39,7 +39,7 @@ def memory_errors_explained(config: TrainConfig) -> Iterator[None]:
         raise TrainingError(
             f"out of memory at {config.image_size}×{config.image_size} with --batch-size "
             f"{config.batch_size or 'auto'} and --accumulate {config.accumulate}: lower the first, "
-            "or raise the second (the same result in less memory), or keep the photos elsewhere "
+            "or raise the second (batch norms alone see the parts), or keep the photos elsewhere "
             "(--cache ram)"
         ) from None
 

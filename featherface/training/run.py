@@ -20,14 +20,15 @@ from featherface.errors import ConfigError, TrainingError
 from featherface.provenance import commit, versions
 from featherface.training.build import make_optimizer, make_step
 from featherface.training.ema import make_ema
+from featherface.training.folder import checkpoint_path
 from featherface.training.history import history_of
 from featherface.training.processes import Process, gathered, share_state
 from featherface.training.schedule import make_scheduler
 from featherface.training.teacher import TorchTeacher, digest_of
 
-# settings that say where and how fast a run goes, not what it computes: free to change on --resume
+# settings of where and how fast a run goes and how it is measured: free to change on --resume
 FREE_ON_RESUME = frozenset(
-    "data training_dataset unlabelled unlabelled_faces teacher_model backbone_weights weights "
+    "data training_dataset unlabelled unlabelled_faces teacher_model backbone_weights "
     "num_workers save_folder save_every device cache compile accumulate sync_bn "
     "validate_every validate_photos validate_protocol".split()
 )
@@ -221,7 +222,12 @@ class Run:
         self.history = content.get("history", [])
         self.epoch, self.batch = content["epoch"], content["batch"]
         self.sums = {name: value.to(self.device) for name, value in content["sums"].items()}
-        self.seconds, self.best_ap = content["seconds"], content["best_ap"]
+        self.seconds = content["seconds"]
+        measured = ("validate_photos", "validate_protocol")
+        if checkpoint_path(self.config, "best").exists() and all(
+            content["config"].get(name) == getattr(self.config, name) for name in measured
+        ):  # else the next network measured is the best so far
+            self.best_ap = content["best_ap"]
         self.waited = content.get("waited", 0.0)
         states = content.get("rng_of_processes", [content["rng"]])
         if len(states) == self.process.total:
@@ -249,8 +255,9 @@ def resumed_config(path: Path, explicit: dict[str, Any]) -> TrainConfig:
     stored = SINCE_THEN | stored
     known = {item.name for item in fields(TrainConfig)}
     config = TrainConfig(**{name: value for name, value in stored.items() if name in known})
+    explicit = dict(explicit)
     if explicit.get("batch_size") == 0:  # auto: the size that was found
-        explicit = {name: value for name, value in explicit.items() if name != "batch_size"}
+        del explicit["batch_size"]
     changed = [
         f"--{name.replace('_', '-')} {value} (was {getattr(config, name)})"
         for name, value in explicit.items()
@@ -261,4 +268,5 @@ def resumed_config(path: Path, explicit: dict[str, Any]) -> TrainConfig:
             f"{path}: a resumed run keeps its settings; leave out {', '.join(changed)}, or start "
             "a new run from its weights with --weights"
         )
+    explicit.pop("backbone_weights", None)  # the run has started, from those that it says
     return config.replace(**explicit)

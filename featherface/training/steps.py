@@ -39,7 +39,7 @@ def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManage
     """
     if config.model == "v1" and device.type == "cpu":
         return nullcontext()
-    on_cuda = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    on_cuda = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if config.amp == "bf16" or (config.amp == "auto" and on_cuda):
         return torch.autocast(device.type, torch.bfloat16)
     return nullcontext()

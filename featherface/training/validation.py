@@ -1,11 +1,13 @@
 """AP during training: what chooses the best weights. Never the training loss."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
 
 from featherface.config import EVALUATION_SCORE, TrainConfig
+from featherface.data.annotations import Photo
 from featherface.data.widerface import find_dataset
 from featherface.detector import Detector
 from featherface.errors import ConfigError
@@ -17,13 +19,20 @@ class Validator:
     """Measures a network on the val split of the training data, or on a seeded part of it.
 
     Raises at the start, not after hours: DataError when there is nothing to measure on, ConfigError
-    when that would be the training photos themselves.
+    when that would be photos that are trained on, of `training` or of the labelled ones.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, training: Sequence[Photo] = ()) -> None:
         found = find_evaluation_set(config.data, "val")
         refuse_training_photos(config)
         self.photos = found.sample(config.validate_photos or found.count, seed=config.seed)
+        taught = {photo.path.resolve() for photo in training}
+        both = [photo.path for photo in self.photos.photos if photo.path.resolve() in taught]
+        if both:
+            raise ConfigError(
+                f"{len(both)} photos to validate on are also trained on, the first is {both[0]}: "
+                "take them out of --unlabelled, or leave out --validate-every"
+            )
         self.protocol = config.validate_protocol
         self.description = f"{self.photos.description}, protocol {self.protocol}"
 
