@@ -86,7 +86,8 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # no permission, no space, and the like
-        where = f"{error.filename}: " if error.filename else ""
+        name = error.filename2 or error.filename  # of a renaming that failed, the target
+        where = f"{name}: " if name else ""
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -6,8 +6,10 @@ the configuration table of the notebook, so a setting is described here and nowh
 
 import dataclasses
 import math
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any
 
 from featherface.errors import ConfigError
@@ -30,9 +32,9 @@ KEEP_TOP_K = 750
 def check_detection(score_threshold: float, iou_threshold: float, max_side: int | None) -> None:
     """ConfigError for a detector's first setting that cannot work."""
     for name, value in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
-        if not 0 <= value <= 1:
+        if not isinstance(value, Real) or not 0 <= value <= 1:
             raise ConfigError(f"{name} must lie in 0..1; got {value!r}")
-    if max_side is not None and max_side < 1:
+    if max_side is not None and not (isinstance(max_side, Real) and 1 <= max_side < math.inf):
         raise ConfigError(f"max_side must be at least 1 pixel, or None; got {max_side!r}")
 
 
@@ -52,7 +54,10 @@ def setting(
 
 def number_or_auto(text: str) -> int:
     """A whole number; "auto" is 0."""
-    return 0 if text == "auto" else int(text)
+    try:
+        return 0 if text == "auto" else int(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is neither a whole number nor auto") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from featherface.config import TrainConfig
-from featherface.errors import ConfigError
+from featherface.errors import ConfigError, DataError
 from featherface.plots import plot_ablation
 from featherface.training import ablation
 from featherface.training.photos import held_out_photos, training_photos
@@ -124,3 +124,11 @@ def test_summary_pairs_the_seeds():
     assert summary.loc["once", "difference"] == 1.0  # against base's same seed
     assert len(plot_ablation(table).axes[0].collections) == 2
     assert np.isnan(ablation.summarise(table[table["variant"] == "once"])["difference"]).all()
+
+
+@pytest.mark.parametrize(("text", "message"), [("", "cannot be read"), ("a,b\n1,2\n", "variant")])
+def test_another_file_than_a_table_of_runs_is_refused(table_of_runs, tmp_path, text, message):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(DataError, match=message) as caught:
+        table_of_runs[0](["base"], [0])
+    assert "a.csv" in str(caught.value) and not table_of_runs[1]

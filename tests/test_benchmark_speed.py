@@ -12,7 +12,7 @@ from exported import graph, network
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from featherface.benchmark import command, speed
+from featherface.benchmark import command, speed, untrained
 from featherface.benchmark.costs import network_costs
 from featherface.benchmark.pairs import alternate, ratio
 from featherface.benchmark.peers import RETINAFACE, SCRFD, UNKNOWN, YUNET, OnnxPeer
@@ -72,8 +72,8 @@ def test_the_command_writes_table_and_plot(quick, tmp_path, monkeypatch, capsys)
 
     monkeypatch.setattr(command, "speed", fake)
     monkeypatch.chdir(tmp_path)  # where V1's default file is not
-    options = {"v1": command.DEFAULT_V1, "v2": "x.pth", "peers": "", "data": "", "engines": "onnx",
-               "out": str(tmp_path), "rounds": 3}  # fmt: skip
+    options = {"v1": untrained.DEFAULT_V1, "v2": "x.pth", "peers": "", "data": "",
+               "engines": "onnx", "out": str(tmp_path), "rounds": 3}  # fmt: skip
     command.compare_speed(**options, sizes="640x640, 32x64", threads="1,2")
     assert "V1 is timed untrained" in capsys.readouterr().out
     assert isinstance(seen["networks"]["V1"], FeatherFaceV1)

@@ -12,6 +12,7 @@ from tiny_sets import draw_squares
 from featherface.benchmark.roofline import counted
 from featherface.benchmark.train import COLUMNS, Bench, summary_line, train_speed
 from featherface.config import TrainConfig
+from featherface.errors import CheckpointError
 from featherface.structures import Batch
 
 
@@ -23,7 +24,7 @@ def data(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("cache", ["none", "device"])
 def test_the_table_adds_up(data, cache):
     options = {"image_size": 64, "batch_size": 2, "rounds": 2, "num_workers": 0, "steps": 1}
-    table = train_speed(data, device="cpu", cache=cache, teacher_model="none.pth", **options)
+    table = train_speed(data, device="cpu", cache=cache, **options)
     assert table.columns.tolist() == COLUMNS
     parts = "decode,teacher,student forward,losses,backward,optimizer,step,augment,to the device"
     names = set(table["part"])
@@ -60,10 +61,15 @@ def test_operations_and_bytes_are_those_asked_for():
 
 def test_v2_has_the_operations_that_are_known(data):
     """0.41 G multiply-accumulates at 640 pixels (V2) and 1.24 G (V1, its deformable ones too)."""
-    config = TrainConfig(image_size=640, batch_size=1, teacher_model="none.pth", device="cpu")
+    config = TrainConfig(image_size=640, batch_size=1, device="cpu")
     batch = Batch(torch.zeros(1, 3, 640, 640, dtype=torch.uint8), make_targets([(9, 9, 90, 90)]))
     bench = Bench(config, torch.device("cpu"), batch, steps=1)
     multiply_adds = {name: done[0] / 2e9 for name, done in bench.counts.items()}
     assert math.isclose(multiply_adds["student forward"], 0.411, rel_tol=0.02)
     assert math.isclose(multiply_adds["teacher"], 1.24, rel_tol=0.05)
     assert math.isclose(multiply_adds["backward"], 2 * 0.411, rel_tol=0.1), "each gradient once"
+
+
+def test_a_teacher_that_is_named_must_be_there(data):
+    with pytest.raises(CheckpointError, match=r"nowhere\.pth: no such file"):
+        train_speed(data, device="cpu", teacher_model="nowhere.pth", batch_size=1)

@@ -1,5 +1,6 @@
 """The one inference path: mapping to the image's pixels, batches, settings, devices, modes."""
 
+import math
 import sys
 from types import SimpleNamespace
 
@@ -188,6 +189,8 @@ def test_thresholds_are_obeyed():
         {"score_threshold": float("nan")},
         {"iou_threshold": 2},
         {"max_side": 0},
+        {"max_side": math.nan},
+        {"score_threshold": "0.5"},
         {"device": "gpu"},
         {"device": "cuda:99"},
         {"device": ""},

@@ -351,6 +351,23 @@ def test_what_was_measured_is_recorded_in_the_weights(tmp_path, plain_folder, ca
     assert content["evaluations"][0]["all"].keys() == {"ap", "ap_exact", "faces"}
     with pytest.raises(CheckpointError, match="not a checkpoint of this project"):
         record_in_weights({"foreign": str(foreign)}, {}, content["evaluations"][0])
+    flags = ["--weights", weights, foreign, "--data", plain_folder, "--record"]
+    code, out, err = run_script(capsys, monkeypatch, *flags, "--out", tmp_path / "out")
+    assert code == 2 and "foreign.pth: not a checkpoint" in err
+    assert "recorded" not in out and "image" not in err, "said before anything is detected"
+
+
+def test_a_graph_is_measured_as_its_weights_are(plain_folder, tmp_path, capsys, monkeypatch):
+    graph = Path(__file__).parents[1] / "results/v2/featherface_v2_deployment.onnx"
+    found = []
+    for weights in ([], ["--weights", graph]):
+        flags = ["--data", plain_folder, "--device", "cpu", "--no-plots", "--out", tmp_path / "out"]
+        code, _, err = run_script(capsys, monkeypatch, *weights, *flags)
+        assert code == 0, err
+        record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+        (measured,) = record["detectors"].values()
+        found.append(measured["all"]["ap_exact"])
+    assert found[1] == pytest.approx(found[0], abs=1e-3)
 
 
 def test_help_is_quick_and_shows_defaults():

@@ -192,7 +192,7 @@ def test_oracle(tmp_path, seed):
             assert result[setting]["ap"] >= 0.999
             assert result[setting]["ap_exact"] >= 0.999
         else:
-            assert np.isnan(result[setting]["ap"])
+            assert np.isnan([result[setting][name] for name in ("ap", "ap_exact")]).all()
 
 
 @quick
@@ -500,7 +500,11 @@ def test_min_size_and_ignored_faces_are_neither_wanted_nor_false():
     assert evaluate_boxes(found, truths)["all"]["faces"] == 3
     result = evaluate_boxes(found, truths, min_size=16, ignored={"b": np.array([True])})
     assert result["all"] == {"ap": 1.0, "ap_exact": 1.0, "faces": 1}
-    assert np.isnan(result["small"]["ap"])
+    assert np.isnan([result["small"][name] for name in ("ap", "ap_exact")]).all()
+    none = evaluate_boxes({"a": [[0, 0, 90, 90, 0.9]]}, {"a": np.array([[0, 0, 90, 90.0]])})[
+        "small"
+    ]
+    assert np.isnan([none["ap"], none["ap_exact"]]).all(), "no face, and no detection counts"
     with pytest.raises(DataError, match="1 boxes but 2 ignore marks"):
         evaluate_boxes(found, truths, ignored={"b": np.array([True, False])})
 

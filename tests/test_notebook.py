@@ -233,6 +233,15 @@ def test_without_a_checkpoint_there_is_nothing_to_resume(work, shown):
     assert mark == "problem" and "run section 5 again" in text
 
 
+def test_a_place_for_the_page_is_needed_before_anything_runs(tmp_path):
+    (tmp_path / "out").write_text("a file")
+    cell = nbformat.v4.new_code_cell(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "short.ipynb")
+    with pytest.raises(ConfigError, match="out is a file"):
+        run_notebook(tmp_path / "out", parameters={}, source=tmp_path / "short.ipynb")
+    assert not (tmp_path / "ran").exists()
+
+
 @pytest.mark.parametrize(
     "last", ["os._exit(1)", "os.kill(os.getppid(), 2); time.sleep(60)"], ids=["died", "Ctrl-C"]
 )

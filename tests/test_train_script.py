@@ -19,6 +19,7 @@ from featherface.config import V1, V2, TrainConfig
 from featherface.models.v1 import FeatherFaceV1
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+SHIPPED = SCRIPTS.parent / "weights" / "v2" / "FeatherFaceV2_final.pth"
 
 
 def run(script: str, *arguments: object, **options) -> subprocess.CompletedProcess:
@@ -117,6 +118,8 @@ def test_v1_trains_from_the_shell(ready, tmp_path):
         (["--warmup-epochs", "-1"], "warmup_epochs must be 0 or more"),
         (["--device", "abacus"], "device 'abacus' is not available"),
         (["--resume"], "there is nothing to resume"),
+        (["--resume", SHIPPED, "--lr", "9"], "holds weights but no training state"),
+        (["--batch-size", "big"], "neither a whole number nor auto"),
         (["--init", "imagenet"], "mobilenetV1X0.25_pretrain.tar"),
     ],
 )

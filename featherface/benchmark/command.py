@@ -7,16 +7,15 @@ from torch import nn
 
 from featherface.benchmark.plot import plot_speed_against_ap
 from featherface.benchmark.speed import speed
+from featherface.benchmark.untrained import v1_or_untrained
 from featherface.checkpoint import load_model
 from featherface.errors import ConfigError, DataError
 from featherface.export import parse_size
 from featherface.files import check_writable, write_text
-from featherface.models.v1 import FeatherFaceV1
 from featherface.plots import save_figure
 from featherface.provenance import versions
 
 TABLE, PLOT = "performance_comparison.csv", "speed_ap.png"
-DEFAULT_V1 = "weights/featherface_v1.pth"  # not in the repository
 SHOWN = ["detector", "engine", "what", "height", "width", "threads", "median", "low", "high",
          "ratio_to_v1"]  # fmt: skip
 
@@ -35,7 +34,7 @@ def compare_speed(
 ) -> pd.DataFrame:
     """Measure and write; all lists are comma-separated. ConfigError for what cannot be read."""
     check_writable(out)
-    networks: dict[str, nn.Module] = {"V1": _v1(v1), "V2": load_model(v2)}
+    networks: dict[str, nn.Module] = {"V1": v1_or_untrained(v1), "V2": load_model(v2)}
     shapes = [size for size in map(parse_size, _parts(sizes)) if size]
     if not shapes:
         raise ConfigError("give at least one size, such as --sizes 640x640")
@@ -67,14 +66,6 @@ def compare_speed(
         save_figure(figure, folder / PLOT, dpi=110)
         print(f"written: {folder / PLOT}")
     return table
-
-
-def _v1(path: str) -> nn.Module:
-    """V1's weights, or a new network where the default file is missing: as fast."""
-    if path != DEFAULT_V1 or Path(path).is_file():
-        return load_model(path)
-    print(f"{path} is not there: V1 is timed untrained, which takes as long, and has no AP")
-    return FeatherFaceV1().eval()
 
 
 def _parts(text: str) -> list[str]:

@@ -17,7 +17,7 @@ import torch
 from featherface.anchors import make_anchors
 from featherface.benchmark.roofline import counted, measured_roofs, median, timed
 from featherface.benchmark.timing import one_thread
-from featherface.checkpoint import load_model
+from featherface.benchmark.untrained import v1_or_untrained
 from featherface.config import TrainConfig
 from featherface.data.annotations import Photo
 from featherface.data.cache import PhotoCache, build_cache
@@ -29,7 +29,6 @@ from featherface.data.transforms import crop, training_transform
 from featherface.data.widerface import read_split
 from featherface.devices import pick_device
 from featherface.files import write_text
-from featherface.models.v1 import FeatherFaceV1
 from featherface.models.v2 import FeatherFaceV2
 from featherface.preprocess import normalise
 from featherface.structures import Batch
@@ -85,9 +84,8 @@ class Bench:
     ) -> None:
         self.config, self.device, self.batch = config, device, batch
         self.images = len(batch.images)
-        path = Path(config.teacher_model)
         place: dict[str, Any] = {"device": device, "memory_format": torch.channels_last}
-        teacher = (load_model(path) if path.exists() else FeatherFaceV1()).to(**place)
+        teacher = v1_or_untrained(config.teacher_model).to(**place)
         model = FeatherFaceV2(dropblock_size=config.dropblock_size).to(**place)
         model.set_drop_prob(config.dropblock_prob / 2)  # what the ramp comes to, on average
         self.generator = torch.Generator().manual_seed(config.seed)

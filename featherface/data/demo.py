@@ -4,7 +4,7 @@
 annotation formats: WIDER FACE's (bbx_gt.txt) and RetinaFace's with five landmarks (label.txt). It
 is for trying and testing the pipeline, not for training a detector that is to be used.
 
-    python -m featherface.data.demo --data data/demo --train 160 --val 40 --seed 0
+    python -m featherface.data.demo --data data/demo --train 400 --val 40 --seed 0
 """
 
 import json
@@ -45,7 +45,7 @@ POOL_FROM = 24  # fewer photographs are quicker without starting processes
 def make_demo(
     root: str | os.PathLike,
     *,
-    train: int = 160,
+    train: int = 400,
     val: int = 40,
     size: int = 640,
     seed: int = 0,
@@ -253,7 +253,7 @@ def _cores() -> int:
 def main() -> None:
     options = parser("Render a synthetic face data set in the layout of WIDER FACE.")
     options.add_argument("--data", default="data/demo", help="folder to make")
-    options.add_argument("--train", type=int, default=160, help="photographs to train on")
+    options.add_argument("--train", type=int, default=400, help="photographs to train on")
     options.add_argument("--val", type=int, default=40, help="photographs to evaluate on")
     options.add_argument("--size", type=int, default=640, help="about the long side, pixels")
     options.add_argument("--seed", type=int, default=0, help="seed of everything random")

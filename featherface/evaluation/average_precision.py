@@ -7,6 +7,7 @@ Both take the area under the envelope of PASCAL VOC 2010: precision made monoton
 recall changes.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -84,8 +85,8 @@ def make_curve(
         thresholds=scores[ends - 1],
         recall=recall,
         precision=precision,
-        ap=_area(*official),
-        ap_exact=_area(recall, precision),
+        ap=_area(*official) if faces else math.nan,
+        ap_exact=_area(recall, precision) if faces else math.nan,
         faces=faces,
     )
 
@@ -106,7 +107,7 @@ def _points(true: np.ndarray, ends: np.ndarray, faces: int) -> tuple[np.ndarray,
 
 
 def _area(recall: np.ndarray, precision: np.ndarray) -> float:
-    """Area under the envelope; NaN where recall is (no face)."""
+    """Area under the envelope."""
     recall = np.concatenate([[0.0], recall, [1.0]])
     precision = np.concatenate([[0.0], precision, [0.0]])
     envelope = np.maximum.accumulate(precision[::-1])[::-1]

@@ -20,6 +20,7 @@ from featherface.evaluation.report import (
     calibration_text,
     consistency_text,
     record_in_weights,
+    refuse_foreign,
     to_text,
     write_results,
 )
@@ -51,6 +52,8 @@ def evaluate_command(description: str | None) -> None:
         args.data, args.split, annotation=args.training_dataset, need_photos=not args.predictions
     )
     data = data.first(args.limit) if args.limit else data
+    if args.record:
+        refuse_foreign(labels(args.weights).values())
     for folder in filter(None, (args.save_predictions, args.out)):
         make_folder(folder)
     detected: dict[str, dict[str, Detections]] = {}
@@ -76,7 +79,10 @@ def evaluate_command(description: str | None) -> None:
 def make_parser(description: str) -> argparse.ArgumentParser:
     parser = cli.parser(description)
     parser.add_argument(
-        "--weights", nargs="+", metavar="W", help="weights to compare (default: the shipped V2)"
+        "--weights",
+        nargs="+",
+        metavar="W",
+        help="weights or .onnx to compare (default: the shipped V2)",
     )
     parser.add_argument(
         "--predictions", nargs="+", metavar="DIR", help="evaluate these submission folders instead"
@@ -143,14 +149,14 @@ def run_detectors(
     args: argparse.Namespace, data: EvaluationSet
 ) -> dict[str, dict[str, Detections]]:
     """{label: {photo: faces}} of every detector; all of them load before the first one runs."""
-    from featherface.detector import Detector
+    from featherface.batch_detect import open_detector
     from featherface.evaluation.run import detect_photos
 
     if not data.annotated and not args.save_predictions:
         raise ConfigError(f"{args.split} has no annotation here: give --save-predictions DIR")
     named = labels(args.weights) if args.weights else {"FeatherFaceV2": None}
     detectors = {
-        name: Detector(path, args.device, args.score_threshold, args.iou_threshold)
+        name: open_detector(path, args.device, args.score_threshold, args.iou_threshold)
         for name, path in named.items()
     }
     detected = {}

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,22 +106,31 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
+def refuse_foreign(weights: Iterable[str]) -> None:
+    """CheckpointError for the first file that is no checkpoint of this project."""
+    from featherface.checkpoint import is_checkpoint, read_file
+
+    for path in weights:
+        if not is_checkpoint(read_file(path)):
+            raise CheckpointError(f"{path}: not a checkpoint of this project; nothing recorded")
+
+
 def record_in_weights(
     weights: Mapping[str, str], results: Mapping[str, Evaluation], record: Mapping[str, Any]
 ) -> None:
     """Add the AP to each weights file, under "evaluations"; the same measurement is replaced.
 
     weights: paths, by the names in `results`. CheckpointError for a file that is none of this
-    project's, such as the original project's.
+    project's, such as the original project's; then none is changed.
     """
-    from featherface.checkpoint import is_checkpoint, read_file, write_file
+    from featherface.checkpoint import read_file, write_file
+
+    refuse_foreign(weights.values())
 
     kept = ("description", "protocol", "images", "subset", "score_threshold", "iou_threshold")
     about = {name: record[name] for name in (*kept, "commit")}
     for name, path in weights.items():
         content = read_file(path)
-        if not is_checkpoint(content):
-            raise CheckpointError(f"{path}: not a checkpoint of this project; nothing recorded")
         now = (about["description"], about["protocol"])
         others = [
             part

@@ -19,7 +19,7 @@ from nbformat import NotebookNode
 from traitlets import default
 
 from featherface.errors import ConfigError
-from featherface.files import write_text
+from featherface.files import check_writable, write_text
 from featherface.notebook.display import PROBLEM, STATUS
 from featherface.provenance import CHECKOUT
 
@@ -116,6 +116,7 @@ def run_notebook(
     kernel ends.
     """
     started = time.monotonic()
+    check_writable(out)
     notebook = nbformat.read(source, as_version=4)
     inject(notebook, parameters)
     os.environ.update({"FEATHERFACE_HEADLESS": "1", **(environment or {})})

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from featherface.config import DISPLAY_SCORE, EVALUATION_SCORE, PUBLISHED, TrainConfig
 from featherface.data.annotations import Photo
 from featherface.detector import Detector
-from featherface.errors import ConfigError
+from featherface.errors import ConfigError, DataError
 from featherface.evaluation.boxes import precision_recall_boxes
 from featherface.evaluation.consistency import compare_with_first
 from featherface.evaluation.run import detect_photos
@@ -199,8 +199,15 @@ def _refuse_other_budget(path: Path, base: TrainConfig, images: int) -> None:
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """The runs so far, one a row."""
-    return pd.read_csv(path)
+    """The runs so far, one a row. DataError for a file that is no such table."""
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:  # pandas' own are ValueErrors
+        raise DataError(f"{path}: cannot be read as a table of runs: {error}") from error
+    missing = sorted({"variant", "seed", "images", *MEASURES} - set(table))
+    if missing:
+        raise DataError(f"{path}: is no table of runs (no column {', '.join(missing)})")
+    return table
 
 
 def _add_row(path: Path, row: dict[str, Any]) -> None:

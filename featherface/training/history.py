@@ -18,7 +18,7 @@ def history_of(config: TrainConfig) -> list[dict[str, Any]]:
 
     A row has the `file` that the next run started from, its name alone, and what that tells of
     `FACTS`: nothing if it is of another project. Rows that the file has of its own start come
-    first, as they are; a deployment package has none.
+    first, as they are.
     """
     if not config.weights:
         return []

@@ -195,10 +195,7 @@ class Run:
 
     def resume(self, path: Path) -> None:
         """Continue from `save`'s file, with the same settings as it was made with."""
-        content = read_file(path, "there is nothing to resume; start without --resume")
-        if not is_checkpoint(content) or "optimizer" not in content:
-            raise TrainingError(f"{path}: holds weights but no training state; resume from a "
-                                "…_epoch_N.pth or …_last.pth file")  # fmt: skip
+        content = _resumable(path)
         if content["architecture"] != self.config.model:
             raise TrainingError(f"{path}: is a run of {content['architecture']}, not of "
                                 f"{self.config.model}")  # fmt: skip
@@ -243,16 +240,25 @@ def _described_data(data: dict[str, Any]) -> str:
     return f"{data.get('photos', 0):,} photos, fingerprint {fingerprint or 'unknown'}"
 
 
+def _resumable(path: Path) -> dict[str, Any]:
+    """What `Run.save` has written. TrainingError for a file that nothing can go on from."""
+    content = read_file(path, "there is nothing to resume; start without --resume")
+    if not is_checkpoint(content) or not isinstance(content.get("config"), dict):
+        raise TrainingError(f"{path}: holds no training run to resume")
+    if "optimizer" not in content:
+        raise TrainingError(
+            f"{path}: holds weights but no training state; resume from a …_epoch_N.pth or "
+            "…_last.pth file"
+        )
+    return content
+
+
 def resumed_config(path: Path, explicit: dict[str, Any]) -> TrainConfig:
     """The config of the run in `path`, with those of the explicit flags that may change.
 
     A different learning rate, batch size or length would silently be another run: ConfigError.
     """
-    content = read_file(path, "there is nothing to resume; start without --resume")
-    stored = content.get("config")
-    if not is_checkpoint(content) or not isinstance(stored, dict):
-        raise TrainingError(f"{path}: holds no training run to resume")
-    stored = SINCE_THEN | stored
+    stored = SINCE_THEN | _resumable(path)["config"]
     known = {item.name for item in fields(TrainConfig)}
     config = TrainConfig(**{name: value for name, value in stored.items() if name in known})
     explicit = dict(explicit)
