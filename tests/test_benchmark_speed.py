@@ -102,7 +102,7 @@ def test_what_is_not_there_is_said_before_anything_is_measured(tmp_path, monkeyp
     with pytest.raises(ConfigError, match=r"cannot write into .*new: .*file is a file"):
         command.compare_speed(**options, out=str(tmp_path / "file/new"))
     script = Path(command.__file__).parents[2] / "scripts/benchmark.py"
-    assert f'("v1", "{command.DEFAULT_V1}",' in script.read_text()
+    assert f'("v1", "{untrained.DEFAULT_V1}",' in script.read_text()
 
     def never(*_):
         raise AssertionError("built")
