@@ -417,7 +417,7 @@ def compare_script(capsys, monkeypatch, tmp_path):
     """Runs the script with scripted detectors of the given names → printed text, JSON, folder."""
 
     def run(data, *names, flags=()):
-        monkeypatch.setattr("featherface.detector.Detector", ScriptedDetector)
+        monkeypatch.setattr("featherface.batch_detect.Detector", ScriptedDetector)
         paths = [tmp_path / f"{name}.pth" for name in names]
         for path in paths:
             path.write_bytes(b"weights")
@@ -476,6 +476,7 @@ def test_script_without_plots(wider_folder, compare_script):
 def test_names_of_what_is_compared():
     assert labels(["x/a.pth", "y/b.pth"]) == {"a": "x/a.pth", "b": "y/b.pth"}
     assert labels(["x/a.pth", "y/a.pth"]) == {"x/a": "x/a.pth", "y/a": "y/a.pth"}
+    assert [*labels(["x/a.pth", "x/a.onnx", "b.pth"])] == ["x/a.pth", "x/a.onnx", "b"]
     with pytest.raises(ConfigError, match="rename one"):  # files of both would be …_x_a
         labels(["x/a.pth", "y/a.pth", "x_a.pth"])
 

@@ -97,7 +97,10 @@ def _of_table(table: Path) -> list[Photo]:
         )
     if not found:
         raise DataError(f"--unlabelled: {table} names no photo; leave it out")
-    root = os.path.commonpath([path.parent for path in found])  # the same where all is moved
+    try:
+        root = os.path.commonpath([path.parent for path in found])  # the same where all is moved
+    except ValueError:  # on several drives of Windows
+        return [_likely(path, f"{table.stem}/{path}", found[path]) for path in sorted(found)]
     return [
         _likely(path, f"{table.stem}/{path.relative_to(root).as_posix()}", found[path])
         for path in sorted(found)

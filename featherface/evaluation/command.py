@@ -129,12 +129,15 @@ def make_folder(path: str) -> None:
 
 
 def labels(paths: list[str]) -> dict[str, str]:
-    """{short name: path}: the file's stem, with its folder where two would be alike."""
-    stems = [Path(path).stem for path in paths]
-    named = {
-        stem if stems.count(stem) == 1 else f"{Path(path).resolve().parent.name}/{stem}": path
-        for stem, path in zip(stems, paths, strict=True)
-    }
+    """{short name: path}: the file's stem, with folder, then suffix where two would be alike."""
+    files = [Path(path) for path in paths]
+    names = [file.stem for file in files]
+    for longer in (lambda file: file.stem, lambda file: file.name):
+        names = [
+            f"{file.resolve().parent.name}/{longer(file)}" if names.count(name) > 1 else name
+            for name, file in zip(names, files, strict=True)
+        ]
+    named = dict(zip(names, paths, strict=True))
     if len({file_part(name) for name in named}) < len(paths):
         raise ConfigError("two of the files to compare have the same name and folder: rename one")
     return named

@@ -61,16 +61,16 @@ def train(
 
     Writes checkpoints and training_log.csv to `config.save_folder`. On Ctrl-C or SIGTERM the state
     is saved to …_last.pth and KeyboardInterrupt is raised; `resume` continues to the same result.
-    TrainingError where another run lies in the folder than that of `resume`, unless `overwrite`,
-    which without `resume` removes it once all else is ready.
+    TrainingError where another run lies in the folder than that of `resume`; without `resume`
+    `overwrite` removes it once all else is ready.
 
     Under torchrun this is one of several processes, of which the first writes and speaks.
     """
     with joined(config.device) as process, memory_errors_explained(config):
         if process.first:
             folder = Path(config.save_folder).resolve()
-            own = resume is not None and resume.resolve().parent == folder
-            check_folder(config, run_allowed=overwrite or own)
+            own = resume is not None and resume.parent.resolve() == folder
+            check_folder(config, run_allowed=own if resume else overwrite)
         wait_for_all()
         torch.manual_seed(config.seed)
         seed_device(config.seed + process.number, process.device)
