@@ -318,7 +318,7 @@ def test_the_tuning_guide_names_what_helped_beyond_the_spread(work, shown):
     shown.clear()
     values = {"base": (50, 51), "lr 0.004": (54, 55), "T 4": (46, 47), "mixup": (49, 52)}
     rows = [
-        {"variant": name, "seed": seed, "ap_all": ap, "ap_small": ap, "ap_medium": ap,
+        {"variant": name, "seed": seed, "images": 12, "ap_all": ap, "ap_small": ap, "ap_medium": ap,
          "ap_large": ap, "landmark_distance": 0.1}
         for name, both in values.items() for seed, ap in enumerate(both)
     ]  # fmt: skip

@@ -119,7 +119,6 @@ def test_v1_trains_from_the_shell(ready, tmp_path):
         (["--device", "abacus"], "device 'abacus' is not available"),
         (["--resume"], "there is nothing to resume"),
         (["--resume", SHIPPED, "--lr", "9"], "holds weights but no training state"),
-        (["--batch-size", "big"], "neither a whole number nor auto"),
         (["--init", "imagenet"], "mobilenetV1X0.25_pretrain.tar"),
     ],
 )
@@ -148,3 +147,8 @@ def test_a_signal_to_the_whole_group_saves_first(ready, tmp_path):
     assert "Traceback" not in errors
     state = read_file(tmp_path / "FeatherFaceV2_last.pth")
     assert state["epoch"] >= 1 and "optimizer" in state
+
+
+def test_a_batch_size_that_is_none_is_named(ready, tmp_path):
+    result = run("train_v2.py", "--batch-size", "big")
+    assert result.returncode == 2 and "'big' is neither a whole number nor auto" in result.stderr
