@@ -54,10 +54,9 @@ def setting(
 
 def number_or_auto(text: str) -> int:
     """A whole number; "auto" is 0."""
-    try:
-        return 0 if text == "auto" else int(text)
-    except ValueError:
-        raise ArgumentTypeError(f"{text!r} is neither a whole number nor auto") from None
+    if text != "auto" and not text.isdecimal():
+        raise ArgumentTypeError(f"{text!r} is neither a whole number nor auto")
+    return 0 if text == "auto" else int(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,9 +135,7 @@ class TrainConfig:
         ("naive", "weighted", "disagreement", "saturating", "band"),
     )
     crowd_power: float = setting(
-        1.0,
-        "an image whose anchors weigh W in the class KL counts W to this power: 1: crowds "
-        "outvote other images; 0: all images alike",
+        1.0, "an image of weight W in the class KL counts W to this power; 0: images all alike"
     )
     distill_box: str = setting(
         "giou", "distance of student and teacher boxes", ("giou", "smooth_l1")
