@@ -69,8 +69,8 @@ def train(
     with joined(config.device) as process, memory_errors_explained(config):
         if process.first:
             folder = Path(config.save_folder).resolve()
-            own = resume is not None and resume.parent.resolve() == folder
-            check_folder(config, run_allowed=own if resume else overwrite)
+            own = resume.parent.resolve() == folder if resume else overwrite
+            check_folder(config, run_allowed=own)
         wait_for_all()
         torch.manual_seed(config.seed)
         seed_device(config.seed + process.number, process.device)
