@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from typing import NoReturn
 
 from featherface.config import TrainConfig
 from featherface.errors import FeatherFaceError
@@ -39,8 +40,15 @@ class HelpFormatter(argparse.HelpFormatter):
         return f"{action.help} (default: %(default)s)"
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse's, but a wrong flag is one line, too, not ten of usage and then what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}; {self.prog} --help lists what there is\n")
+
+
 def parser(description: str, **options: object) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
+    return Parser(
         description=description,
         formatter_class=HelpFormatter,
         **options,  # type: ignore[arg-type]

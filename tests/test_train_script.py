@@ -115,6 +115,7 @@ def test_v1_trains_from_the_shell(ready, tmp_path):
         (["--teacher-model", "nowhere.pth"], "the student needs its V1 teacher"),
         (["--alpha", "2"], "alpha must lie in 0..1; got 2.0"),
         (["--clip-norm", "-1"], "clip_norm must be 0 or more"),
+        (["--batch-size", "many"], "argument --batch-size/--batch_size: "),
         (["--warmup-epochs", "-1"], "warmup_epochs must be 0 or more"),
         (["--device", "abacus"], "device 'abacus' is not available"),
         (["--resume"], "there is nothing to resume"),

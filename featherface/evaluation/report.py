@@ -111,6 +111,8 @@ def refuse_foreign(weights: Iterable[str]) -> None:
     from featherface.checkpoint import is_checkpoint, read_file
 
     for path in weights:
+        if Path(path).suffix == ".onnx":
+            raise CheckpointError(f"{path}: AP is recorded in .pth files only; nothing recorded")
         if not is_checkpoint(read_file(path)):
             raise CheckpointError(f"{path}: not a checkpoint of this project; nothing recorded")
 
