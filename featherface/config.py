@@ -152,8 +152,8 @@ class TrainConfig:
     dropblock_prob: float = setting(0.1, "DropBlock at the end of training (ramped from 0)")
     dropblock_size: int = setting(3, "DropBlock's block side on the feature map, odd")
     # losses
-    box_weight: float = setting(2.0, "weight of the smooth-L1 box term")
-    landmark_weight: float = setting(1.0, "weight of the smooth-L1 landmark term")
+    box_weight: float = setting(2.0, "weight of the box term, in the task and in distillation")
+    landmark_weight: float = setting(1.0, "weight of the landmark term, likewise")
     negative_ratio: int = setting(7, "hard negatives a positive anchor")
     # optimisation
     epochs: int = setting(400, "passes over the data")
@@ -296,5 +296,5 @@ V1 = TrainConfig(
     dropblock_prob=0.0,
     save_folder="weights/v1",
 )
-QUICK = V2.replace(epochs=5, image_size=320, batch_size=16)  # the demo: minutes on a laptop
+QUICK = V2.replace(epochs=5, image_size=320, batch_size=16, save_folder="weights/v2_quick")
 PRESETS = {"v1": V1, "v2": V2, "quick": QUICK, "published": PUBLISHED}

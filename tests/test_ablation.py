@@ -62,9 +62,9 @@ def table_of_runs(data, tmp_path, monkeypatch):
     )
     base = TrainConfig(data=str(data), hold_out=0.25, batch_size=2, save_folder=str(tmp_path))
 
-    def run(variants, seeds, **options):
+    def run(variants, seeds, changes=(), **options):
         return ablation.run_ablation(
-            base,
+            base.replace(**dict(changes)),
             **{"out": tmp_path / "a.csv", "images": 13} | options,
             variants=variants,
             seeds=seeds,
@@ -97,6 +97,45 @@ def test_another_budget_does_not_go_into_the_same_table(table_of_runs):
     with pytest.raises(ConfigError, match=r"T 2 saw 12 images.*another budget \(30\).*--out"):
         run(["T 4"], [0], images=30)
     assert len(trained) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "protocol", "message"),
+    [
+        ({"image_size": 320}, "vga", r"base is of image_size=640.*image_size=320.*--out"),
+        ({"batch_size": 3}, "vga", "batch_size=3"),
+        ({}, "original", "protocol=original"),
+        ({"teacher_model": "other.pth"}, "vga", "teacher=other"),
+    ],
+)
+def test_runs_of_another_kind_do_not_go_into_the_same_table(
+    table_of_runs, changes, protocol, message
+):
+    run, trained = table_of_runs
+    run(["base"], [0])
+    with pytest.raises(ConfigError, match=message):
+        run(["base", "T 4"], [0], changes=changes, protocol=protocol)
+    assert len(trained) == 1
+
+
+def test_a_variant_of_the_same_name_must_be_the_same(table_of_runs, data):
+    run, trained = table_of_runs
+    folder = data / "WIDER_val" / "images"
+    run(["unlabelled"], [0], unlabelled=str(folder))
+    with pytest.raises(ConfigError, match=r"unlabelled is of unlabelled=.*images, and"):
+        run(["unlabelled"], [0], unlabelled=str(folder.parent))
+    assert len(trained) == 1
+
+
+def test_wrong_input_is_refused_before_any_run(table_of_runs, tmp_path):
+    run, trained = table_of_runs
+    with pytest.raises(DataError, match="nowhere"):
+        run(["base", "unlabelled"], [0], unlabelled=str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="1 image or more"):
+        run(["base"], [0], images=0)
+    with pytest.raises(ConfigError, match=r"a\.png"):
+        run(["base"], [0], out=tmp_path / "a.png")
+    assert not trained and not list(tmp_path.glob("a.*"))
 
 
 def test_an_unknown_variant_is_refused_before_any_run(table_of_runs):

@@ -409,12 +409,13 @@ def test_boxes_are_learned_where_the_teacher_is_confident_by_its_probability():
     assert box_term(boxes, others, doubtful) == pytest.approx(0.4 * 2 / 3, rel=1e-4)
 
 
-def test_naive_keeps_the_published_box_term():
+def test_smooth_l1_is_the_published_box_term():
     boxes, others = torch.tensor([[4.0, 0, 20, 16]]), torch.tensor([[4.8, 0, 20.8, 16]])
     expected = 0.5 * 0.5**2  # smooth L1 of one delta of 0.8 / (0.1 · 16)
     one = torch.ones(1)
-    assert box_term(boxes, others, one, form="naive") == pytest.approx(expected, rel=1e-3)
     assert box_term(boxes, others, one, box_form="smooth_l1") == pytest.approx(expected, rel=1e-3)
+    naive = box_term(boxes, others, one, form="naive")
+    assert naive == box_term(boxes, others, one), "the weights of the KL do not choose the box term"
 
 
 def test_landmarks_count_by_the_point_where_the_teacher_is_confident():

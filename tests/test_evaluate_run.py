@@ -302,6 +302,8 @@ def test_script_evaluates_files(wider_folder, tmp_path, capsys, monkeypatch):
         (["--predictions", "a/x", "a/x"], "same name and folder"),
         (["--weights", "nowhere.pth"], "nowhere.pth"),
         (["--record", "--predictions", "a"], "--record writes into the files of --weights"),
+        (["--predictions", "a", "--protocol", "vga"], "--protocol has no use beside"),
+        (["--predictions", "a", "--save-predictions", "b"], "--save-predictions has no use"),
         (["--record", "--weights", "v2.onnx"], "v2.onnx: AP is recorded in .pth files only"),
         (["--colour", "red"], "unrecognized arguments: --colour red; evaluate.py --help lists"),
     ],

@@ -33,6 +33,7 @@ def weights(tmp_path):
     state = {name: value.clone() for name, value in network("v2").state_dict().items()}
     content = {"format": FORMAT, "architecture": "v2", "model": state}
     facts = {"config": {"epochs": 7}, "history": [{"epoch": 3}], "evaluations": [evaluation]}
+    facts |= {"data": {"photos": 9}, "mean_of": [{"file": "a.pth", "sha256": "0"}]}
     write_file(path, {**content, **facts})
     return path
 
@@ -67,7 +68,8 @@ def test_everything_that_an_export_writes(weights, quick, tmp_path):
     assert {path.name for path in made.files} == {p.name for p in (tmp_path / "out").iterdir()}
     package = read_file(tmp_path / "out/featherface_v2_deployment.pth")
     assert package["kind"] == "deployment" and package["config"] == {"epochs": 7}
-    assert package["history"] == [{"epoch": 3}]
+    assert package["history"] == [{"epoch": 3}] and package["data"] == {"photos": 9}
+    assert package["mean_of"] == [{"file": "a.pth", "sha256": "0"}]
     assert package["preprocessing"]["mean_bgr"] == [104, 117, 123]
     assert package["postprocessing"]["iou_threshold"] == 0.4
     assert package["evaluations"][0]["easy"]["ap_exact"] == 0.512

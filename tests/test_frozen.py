@@ -14,6 +14,7 @@ from featherface.models.layers import keep_norms
 from featherface.models.v2 import FeatherFaceV2
 from featherface.training import build, engine
 from featherface.training.folder import checkpoint_path
+from featherface.training.norms import estimate_batch_norms
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_batch_norms_are_estimated_as_by_torch_where_nothing_is_frozen():
     ours, theirs = FeatherFaceV2(), FeatherFaceV2()
     theirs.load_state_dict(ours.state_dict())
     batches = [images(4), images(4)]
-    engine.estimate_batch_norms(ours, batches)
+    estimate_batch_norms(ours, batches)
     torch.optim.swa_utils.update_bn(batches, theirs)
     assert equal(ours.state_dict(), theirs.state_dict())
 

@@ -120,9 +120,11 @@ def test_a_faces_weight_scales_its_gradient():
     with torch.no_grad():
         for part in predictions:
             part[1] = part[0]
-    multibox_loss(predictions, light, ANCHORS)["box"].backward()
-    grad = predictions.box_deltas.grad
-    torch.testing.assert_close(grad[1], 0.25 * grad[0])
+    terms = multibox_loss(predictions, light, ANCHORS)
+    (terms["box"] + terms["landmark"]).backward()
+    for grad in (predictions.box_deltas.grad, predictions.landmark_deltas.grad):
+        assert grad[0].any()
+        torch.testing.assert_close(grad[1], 0.25 * grad[0])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.05, 0.3, 0.5, 0.999, 1.0])

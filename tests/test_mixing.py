@@ -233,7 +233,13 @@ def test_a_mixed_image_is_labelled_only_if_both_its_sources_are():
 def test_an_image_that_comes_from_one_source_is_labelled_as_that_is():
     images, targets = pictures(4), told(make_targets([FACE], [FAR], [], []), *ALL_FOUR)
     partners = [True, False, False, True]
-    for share, expected in ((1.0, list(ALL_FOUR)), (0.0, partners), (0.999, [True] + 3 * [False])):
+    for share, expected in (
+        (1.0, list(ALL_FOUR)),
+        (0.0, partners),
+        (0.97, [True] + 3 * [False]),
+        (0.99, list(ALL_FOUR)),
+        (0.01, partners),
+    ):  # too faint to be seen
         _, faces = blend(images, targets, torch.full((4,), share))
         assert faces.labelled.tolist() == expected, share
     for corners, expected in (
@@ -244,6 +250,22 @@ def test_an_image_that_comes_from_one_source_is_labelled_as_that_is():
         _, faces = paste(images, targets, rectangle(*corners).repeat(2, 1))
         assert faces.labelled.tolist() == expected, corners
     assert mix(UNMIXED, images, targets, 2)[1] is targets
+
+
+def test_a_face_that_cutmix_leaves_too_small_is_ignored():
+    targets = make_targets([(10, 10, 20, 22)], [])
+    half = rectangle(15, 0, 40, 40)  # covers x from 15 on: 5 of 10 columns are left
+    for least, expected in ((4.0, False), (8.0, True)):
+        _, faces = paste(pictures(), targets, half, min_face=least)
+        assert faces.boxes[0, 0].tolist() == [10, 10, 15, 22] and faces.weight[0, 0] == 1
+        assert bool(faces.ignore[0, 0]) == expected
+        assert not faces.ignore[faces.weight == 0].any(), "padding is not ignored, it is nothing"
+
+
+def test_cutmix_takes_the_least_face_from_the_config():
+    config = TrainConfig(mixup_prob=0.0, cutmix_prob=1.0, min_face=1000.0)
+    _, faces, _ = mix(config, pictures(), make_targets([FACE], [FAR]), 1)
+    assert bool(faces.ignore[faces.weight > 0].all())
 
 
 def test_cutmix_rectangles_have_every_size_and_stay_inside():

@@ -16,10 +16,11 @@ from featherface.checkpoint import load_model, read_file, write_file
 from featherface.config import TrainConfig
 from featherface.devices import random_state, set_random_state
 from featherface.errors import CheckpointError, ConfigError, DataError, TrainingError
-from featherface.training import engine
+from featherface.training import build, engine, norms
 from featherface.training.ema import make_ema
 from featherface.training.run import Run, resumed_config
 from featherface.training.schedule import dropblock_probability, make_scheduler, warmup_steps
+from featherface.training.steps import DistillationStep
 from featherface.training.validation import Validator
 
 
@@ -105,20 +106,28 @@ def test_interrupted_and_resumed_is_bit_identical(config, monkeypatch, steps):
     pd.testing.assert_frame_equal(log.drop(columns=timing), whole.drop(columns=timing))
 
 
-def test_the_student_learns_and_the_teacher_does_not_change(config):
+def test_the_student_learns_and_the_teacher_does_not_change(config, monkeypatch):
     steady = config.replace(
         epochs=12, lr=5e-3, mixup_prob=0.0, cutmix_prob=0.0, dropblock_prob=0.0, save_every=100
     )
-    run_teacher = load_model(config.teacher_model).state_dict()
+    teachers = []
+    make = build.make_teacher
+
+    def kept(*arguments, **options):
+        teachers.append(make(*arguments, **options))
+        return teachers[-1]
+
+    monkeypatch.setattr(build, "make_teacher", kept)
     engine.train(steady, progress=False)
     log = pd.read_csv(Path(config.save_folder) / "training_log.csv")
     assert log["class"].iloc[-3:].mean() < 0.6 * log["class"].iloc[0]
-    assert equal(run_teacher, load_model(config.teacher_model).state_dict())
+    (used,) = teachers
+    assert equal(used.model.state_dict(), load_model(config.teacher_model).state_dict())
 
 
 def test_a_step_changes_every_tensor_the_optimizer_owns(config):
     torch.manual_seed(0)
-    run = Run(config, steps_per_epoch=4)
+    run = Run(config.replace(weight_decay=0.0), steps_per_epoch=4)  # it would change all weights
     before = {name: p.detach().clone() for name, p in run.step.trained.named_parameters()}
     before_teacher = {k: v.clone() for k, v in run.step.teacher.model.state_dict().items()}
     owned = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
@@ -135,6 +144,66 @@ def test_a_step_changes_every_tensor_the_optimizer_owns(config):
     ]
     assert still == []
     assert equal(before_teacher, run.step.teacher.model.state_dict())
+
+
+def test_the_teacher_sees_the_images_that_the_student_sees_and_teaches_all_of_it(config):
+    torch.manual_seed(0)
+    run = Run(config.replace(feature_weight=0.0), steps_per_epoch=4)
+    step, seen = run.step, []
+    teacher, student = step.teacher, step.student
+
+    class Watched:
+        model = teacher.model
+
+        def __call__(self, images):
+            seen.append(images)
+            return teacher(images)
+
+    def watched(images):
+        seen.append(images)
+        return student(images)
+
+    step.teacher, step.student = Watched(), watched
+    run.step.trained.train()
+    from conftest import make_targets
+
+    images = torch.randn(2, 3, 64, 64) * 50
+    losses = step(images, make_targets([(4, 4, 40, 40)], []))
+    assert len(seen) == 2 and all(torch.equal(part, images) for part in seen)
+    losses["distill"].backward()
+    named = dict(run.model.named_parameters())
+    assert not [name for name, p in named.items() if p.grad is None]
+    for part in ("boxes", "classes", "landmarks"):
+        taught = [p.grad.any() for name, p in named.items() if f"heads.{part}" in name]
+        assert any(taught), f"the teacher teaches no {part}"
+    assert all(p.grad is None for p in teacher.model.parameters())
+
+
+def test_the_loop_mixes_images_and_faces_together_and_ramps_dropblock(config, monkeypatch):
+    plain, steps, drops = [], [], []
+    mixed = config.replace(mixup_prob=0.0, cutmix_prob=1.0, clean_share=0.5, dropblock_prob=0.2)
+    mix = engine.mix
+
+    def watched(config, images, targets, faces, **options):
+        plain.append((images, targets))
+        return mix(config, images, targets, faces, **options)
+
+    call = DistillationStep.__call__
+
+    def recording(self, images, targets, faces=None):
+        steps.append((images, targets, faces))
+        drops.append(self.trained["model"].drop.p)
+        return call(self, images, targets, faces)
+
+    monkeypatch.setattr(engine, "mix", watched)
+    monkeypatch.setattr(DistillationStep, "__call__", recording)
+    engine.train(mixed, progress=False)
+    assert len(steps) == 8 and len(plain) == 4, "the last half is clean"
+    for (images, targets), (pixels, faces, count) in zip(plain, steps, strict=False):
+        width = targets.boxes.shape[1]
+        assert faces.boxes.shape[1] == 2 * width and count % 2 == 0
+        assert pixels.shape == images.shape and not torch.equal(pixels, images)
+    assert drops == pytest.approx([0.2 * step / 8 for step in range(8)])
 
 
 def test_backbone_starts_as_asked(config, teacher):
@@ -316,6 +385,35 @@ def test_validation_on_the_training_photos_is_refused(config, data, tmp_path):
         Validator(config.replace(training_dataset=str(val)))
     assert Validator(config).photos.count == 4
     assert Validator(config.replace(training_dataset=str(annotation))).photos.count == 4
+
+
+def test_weights_that_come_with_the_project_are_kept_beside_the_new_ones(config, capsys):
+    engine.train(config.replace(epochs=1), progress=False)
+    final, kept = (engine.checkpoint_path(config, what) for what in ("final", "final_before"))
+    for other in final.parent.glob("*[!l].pth"):
+        other.unlink()  # as in a fresh clone: weights alone
+    shipped = final.read_bytes()
+    engine.train(config.replace(epochs=1, seed=1), progress=False)
+    assert str(kept) in capsys.readouterr().out
+    assert kept.read_bytes() == shipped and final.read_bytes() != shipped
+    engine.train(config.replace(epochs=1, seed=2), overwrite=True, progress=False)
+    assert kept.read_bytes() == shipped and len(list(final.parent.glob("*before*"))) == 1
+
+
+def test_batch_norms_get_as_many_batches_as_were_asked_for(config, monkeypatch):
+    seen = []
+    estimate = norms.estimate_batch_norms
+    monkeypatch.setattr(
+        norms, "estimate_batch_norms", lambda model, images: estimate(model, listed(images))
+    )
+
+    def listed(images):
+        seen.extend(images)
+        return seen
+
+    engine.train(config.replace(epochs=1, bn_batches=6), progress=False)  # an epoch has four
+    assert len(seen) == 6
+    assert not torch.equal(seen[0], seen[4]), "the next epoch's, not the same ones again"
 
 
 def test_a_run_is_not_replaced_by_accident(config, monkeypatch):

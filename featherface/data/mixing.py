@@ -16,6 +16,7 @@ from featherface.errors import ConfigError
 from featherface.structures import Target
 
 IGNORED_SHARE = 0.1  # MixUp: faces of an image blended in with less than this are ignored
+UNSEEN_SHARE = 0.02  # with less than this they cannot be seen: it does not matter who knows them
 KEPT_VISIBLE = 0.5  # a face with at least this share of its area visible stays a face
 IGNORED_VISIBLE = 0.1  # with less than that but at least this it is ignored; with less, dropped
 
@@ -43,7 +44,8 @@ def mix(
         alpha = config.mixup_alpha
         mixed = mixup(images, targets, alpha=alpha, generator=generator, stream=stream)
     elif second < config.cutmix_prob:
-        mixed = cutmix(images, targets, generator=generator, stream=stream)
+        least = config.min_face
+        mixed = cutmix(images, targets, min_face=least, generator=generator, stream=stream)
     else:
         return images, targets, faces
     return *mixed, 2 * faces
@@ -72,13 +74,15 @@ def cutmix(
     targets: Target,
     *,
     alpha: float = 1.0,
+    min_face: float = 0.0,
     generator: torch.Generator | None = None,
     stream: int = 0,
 ) -> tuple[Tensor, Target]:
     """Paste one random rectangle of its partner into each image of (B, 3, S, S).
 
     The rectangle has the image's shape, its share of the area is 1 − λ with λ ~ Beta(alpha, alpha),
-    and its centre is anywhere, so that it may be cut by the border. Returns faces (B, 2F).
+    and its centre is anywhere, so that it may be cut by the border. Returns faces (B, 2F); those
+    that it leaves with a shorter side under `min_face` pixels are ignored.
     Raises ConfigError unless alpha > 0.
     """
     if not alpha > 0:
@@ -89,7 +93,7 @@ def cutmix(
     center = random.uniform(size=(len(images), 2)) * limits
     corners = np.concatenate((center - half, center + half), axis=1).round()  # (B, 4)
     rectangles = corners.clip(0, np.tile(limits, 2))
-    return paste(images, targets, _to_device(rectangles, images))
+    return paste(images, targets, _to_device(rectangles, images), min_face=min_face)
 
 
 def blend(images: Tensor, targets: Target, share: Tensor) -> tuple[Tensor, Target]:
@@ -107,21 +111,24 @@ def blend(images: Tensor, targets: Target, share: Tensor) -> tuple[Tensor, Targe
 def _faded(targets: Target, share: Tensor) -> Target:
     """Faces (B, F) of images that are blended in with share (B,).
 
-    Of an image with a share of 0 nothing is seen, so nothing is left unknown by it either.
+    Under UNSEEN_SHARE nothing of an image is seen, so nothing is left unknown by it either.
     """
     return targets._replace(
         weight=targets.weight * share[:, None],
         ignore=targets.ignore | (share < IGNORED_SHARE)[:, None],
-        labelled=targets.labelled | (share <= 0),
+        labelled=targets.labelled | (share < UNSEEN_SHARE),
     )
 
 
-def paste(images: Tensor, targets: Target, rectangles: Tensor) -> tuple[Tensor, Target]:
+def paste(
+    images: Tensor, targets: Target, rectangles: Tensor, *, min_face: float = 0.0
+) -> tuple[Tensor, Target]:
     """The partner's pixels inside rectangles (B, 4) x1, y1, x2, y2, whole pixels; faces of both.
 
     A face of the image below counts by what the rectangle leaves of it, a face of the partner by
     what lies in it: kept from KEPT_VISIBLE of its area, ignored from IGNORED_VISIBLE, else dropped.
-    Its box becomes the tight box of the visible part; landmarks that are not visible are masked.
+    Its box becomes the tight box of the visible part; landmarks that are not visible are masked. A
+    face whose box then has a shorter side under `min_face` is ignored, as the loader does.
     """
     height, width = images.shape[-2:]
     x1, y1, x2, y2 = rectangles[:, :, None].unbind(1)  # (B, 1) each
@@ -131,11 +138,19 @@ def paste(images: Tensor, targets: Target, rectangles: Tensor) -> tuple[Tensor, 
     inside = (rows[:, :, None] & columns[:, None, :])[:, None]  # (B, 1, H, W)
     mixed = torch.where(inside, _next_images(images), images)
     own, other = _outside(targets, rectangles), _inside(_partners(targets), rectangles)
+    own, other = _without_small(own, min_face), _without_small(other, min_face)
     covered, untouched = columns.all(1) & rows.all(1), ~(columns.any(1) & rows.any(1))
     return mixed, _union(
         own._replace(labelled=own.labelled | covered),
         other._replace(labelled=other.labelled | untouched),
     )
+
+
+def _without_small(targets: Target, min_face: float) -> Target:
+    """Ignore the faces whose shorter side is under min_face pixels, but not the padding."""
+    side = (targets.boxes[..., 2:] - targets.boxes[..., :2]).amin(-1)  # (B, F)
+    small = (side < min_face) & (targets.weight > 0)
+    return targets._replace(ignore=targets.ignore | small)
 
 
 def _numpy_generator(generator: torch.Generator | None, stream: int) -> np.random.Generator:

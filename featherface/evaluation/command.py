@@ -44,6 +44,10 @@ def evaluate_command(description: str | None) -> None:
     args = commands.parse_args()
     if args.weights and args.predictions:
         commands.error("give either --weights or --predictions")
+    if args.predictions:
+        beside = ("protocol", "score_threshold", "iou_threshold", "device", "save_predictions")
+        for name in (n for n in beside if getattr(args, n) != commands.get_default(n)):
+            commands.error(f"{cli.flag(name)[0]} has no use beside --predictions: leave it out")
     if args.limit < 0:
         commands.error("--limit must be 0 or more")
     if args.record and not args.weights:

@@ -52,8 +52,8 @@ def package(
 ) -> dict[str, Any]:
     """The content of the deployment file: tensors and plain data only, readable by `load_model`.
 
-    checkpoint: what `source` holds (its settings, the runs before it and its recorded evaluations
-    are kept); metrics: what the export measured.
+    checkpoint: what `source` holds (its settings, its data, the runs before it, the files that it
+    is the mean of and its recorded evaluations are kept); metrics: what the export measured.
     """
     return {
         "format": FORMAT,
@@ -62,7 +62,9 @@ def package(
         "model": {name: value.cpu() for name, value in model.state_dict().items()},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "config": dict(checkpoint.get("config") or {}),
+        "data": dict(checkpoint.get("data") or {}),
         "history": list(checkpoint.get("history") or []),
+        "mean_of": list(checkpoint.get("mean_of") or []),
         "preprocessing": PREPROCESSING,
         "postprocessing": POSTPROCESSING,
         "evaluations": recorded(checkpoint),

@@ -147,8 +147,7 @@ def l2_distance(student: Tensor, teacher: Tensor, weight: Tensor | float = 1.0) 
 class Distillation(nn.Module):
     """The distillation criterion; its 1×1 projections are trained, so the optimizer must own it.
 
-    form             weights of the anchors in the class KL, see `anchor_weight`; "naive", the
-                     published form, also takes smooth L1 for boxes whatever `box_form` says
+    form             weights of the anchors in the class KL, see `anchor_weight`
     crowd_power      an image whose anchors weigh W > 1 together counts W^crowd_power in the class
                      KL: at 1 a crowd of a hundred faces outvotes the images beside it, at 0 it
                      counts as one of them
@@ -183,7 +182,7 @@ class Distillation(nn.Module):
         _check("feature_form", feature_form, FEATURE_FORMS)
         _check("feature_attention", feature_attention, ATTENTIONS)
         self.temperature, self.form, self.crowd_power = temperature, form, crowd_power
-        self.box_form = "smooth_l1" if form == "naive" else box_form
+        self.box_form = box_form
         self.feature_form, self.feature_attention = feature_form, feature_attention
         self.box_weight, self.landmark_weight = box_weight, landmark_weight
         self.projections = nn.ModuleList(

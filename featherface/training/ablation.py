@@ -5,6 +5,7 @@ of training. Differences smaller than the spread between seeds say nothing.
 """
 
 import math
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,7 +46,8 @@ BASE: dict[str, Any] = {
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "base": {},
-    "form naive": {"distill_form": "naive"},
+    "form naive": {"distill_form": "naive", "distill_box": "smooth_l1"},  # as published
+    "form naive, GIoU": {"distill_form": "naive"},
     "form disagreement": {"distill_form": "disagreement"},
     "form saturating": {"distill_form": "saturating"},
     "crowds by root": {"crowd_power": 0.5},
@@ -115,18 +117,28 @@ def run_ablation(
 
     base: data, teacher, image size and the like; BASE and the variant are laid over it. images:
     that every run sees (rounded to epochs). unlabelled: folders for one variant more. Runs that
-    the file holds are not run again. Raises ConfigError for an unknown variant, or where the
-    file's runs saw another number of images.
+    the file holds are not run again. Raises ConfigError for an unknown variant, for an `out` that
+    is no .csv, or where the file's runs saw another number of images or were measured otherwise.
     """
     known = VARIANTS | ({"unlabelled": {"unlabelled": unlabelled}} if unlabelled else {})
     strange = [name for name in variants if name not in known]
     if strange:
         raise ConfigError(f"no variant {strange[0]!r}; there are: {', '.join(known)}")
+    if images < 1 or out.suffix != ".csv":
+        raise ConfigError(
+            f"a table is a .csv of runs that see 1 image or more; got {out}, {images}"
+        )
     base = base.replace(**BASE)
+    _refuse_other_setup(out, _setup(base, protocol), known)
     _refuse_other_budget(out, base, images)
     held_out = held_out_photos(base)
     if not held_out:
         raise ConfigError("nothing to measure on: hold_out must be above 0")
+    for name in variants:
+        training_photos(base.replace(**known[name]))  # a wrong folder: now, not hours later
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=out.parent):  # likewise one that nothing can be written to
+        pass
     teacher = _detect(base.teacher_model, held_out, protocol)
     for seed in seeds:
         for name in tqdm(variants, desc=f"seed {seed}", unit="run"):
@@ -140,7 +152,8 @@ def run_ablation(
             row = {"variant": name, "seed": seed, "images": _images(config, photos)}
             row |= _measure(final, held_out, protocol, teacher)
             row |= {"seconds": round(time.monotonic() - started, 1), "commit": commit()}
-            row |= {"settings": " ".join(f"{k}={v}" for k, v in known[name].items())}
+            row |= {"settings": _settings(known[name])}
+            row |= {"setup": _setup(base, protocol)}
             _add_row(out, row)
     return read_table(out)
 
@@ -182,6 +195,33 @@ def _is_done(path: Path, variant: str, seed: int) -> bool:
     return bool(((table["variant"] == variant) & (table["seed"] == seed)).any())
 
 
+def _setup(base: TrainConfig, protocol: str) -> str:
+    """What all runs of a table share, beside BASE, the photos and the number of images."""
+    teacher = Path(base.teacher_model).name
+    names = ("image_size", "batch_size", "hold_out")
+    return " ".join(f"{n}={getattr(base, n)}" for n in names) + f" {protocol=!s} {teacher=!s}"
+
+
+def _settings(changes: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in changes.items())
+
+
+def _refuse_other_setup(path: Path, setup: str, known: Mapping[str, Mapping[str, Any]]) -> None:
+    """ConfigError where a run in the file was made or measured otherwise than new ones would be."""
+    if not path.exists():
+        return
+    table = read_table(path)
+    table = table.loc[table["variant"].isin(known), ["variant", "settings", "setup"]]
+    for run in table.astype(object).fillna("").drop_duplicates().itertuples():
+        wanted = _settings(known[run.variant])
+        for there, asked in ((run.setup, setup), (run.settings, wanted)):
+            if there != asked:
+                raise ConfigError(
+                    f"{path}: {run.variant} is of {there or 'BASE'}, and runs of {asked} cannot "
+                    "be compared with it; give another --out"
+                )
+
+
 def _refuse_other_budget(path: Path, base: TrainConfig, images: int) -> None:
     if not path.exists():
         return
@@ -204,7 +244,7 @@ def read_table(path: Path) -> pd.DataFrame:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:  # pandas' own are ValueErrors
         raise DataError(f"{path}: cannot be read as a table of runs: {error}") from error
-    missing = sorted({"variant", "seed", "images", *MEASURES} - set(table))
+    missing = sorted({"variant", "seed", "images", "settings", "setup", *MEASURES} - set(table))
     if missing:
         raise DataError(f"{path}: is no table of runs (no column {', '.join(missing)})")
     return table

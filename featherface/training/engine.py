@@ -1,6 +1,5 @@
 """The training loop, one for V1 and V2, in one process or several."""
 
-import itertools
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm.auto import tqdm
 
 from featherface.config import TrainConfig
@@ -33,6 +31,7 @@ from featherface.training.folder import (
 )
 from featherface.training.log import TrainingLog
 from featherface.training.memory import fitting_batch, memory_errors_explained, trial_of
+from featherface.training.norms import renew_batch_norms
 from featherface.training.photos import training_photos
 from featherface.training.processes import (
     any_process,
@@ -105,11 +104,12 @@ def train(
             compile_networks(run.networks, lambda: trial(sampler.batch // process.total))
         wait_for_all()  # until no process can fail in its set-up, or still reads what goes
         if process.first and not resume:
-            clear_folder(config)
+            kept = clear_folder(config)
+            if kept:
+                run.say(f"the final weights that lie in the folder are kept as {kept}")
         wait_for_all()
         _epochs(run, loader, sampler, validator, log, progress=progress and process.first)
-        sampler.set_epoch(config.epochs)
-        _estimate_batch_norms(run, loader)
+        renew_batch_norms(run, loader, sampler)
         final = checkpoint_path(config, "final")
         if process.first:
             run.save_weights(final)
@@ -262,37 +262,3 @@ def _finish_epoch(run: Run) -> dict[str, Any]:
     }
     run.epoch, run.batch, run.sums, run.seconds, run.waited = run.epoch + 1, 0, {}, 0.0, 0.0
     return row
-
-
-def _estimate_batch_norms(run: Run, loader: Iterable[Batch]) -> None:
-    """Mean and variance of every batch norm for the averaged weights, over fresh batches.
-
-    Running averages with V1's momentum of 0.01 need some 500 steps to forget their start.
-    """
-    if run.config.model == "v2":
-        run.averaged_model.set_drop_prob(0.0)  # type: ignore[operator]
-    batches = itertools.islice(loader, run.config.bn_batches * run.process.total)
-    if run.config.bn_batches:
-        pixels = (normalise(images.to(run.device)) for images, _ in batches)
-        estimate_batch_norms(run.averaged_model, pixels)
-
-
-@torch.no_grad()
-def estimate_batch_norms(model: torch.nn.Module, images: Iterable[Tensor]) -> None:
-    """Running statistics anew, as plain averages over the batches; those of frozen blocks stay.
-
-    torch.optim.swa_utils.update_bn would also forget theirs, and not learn them again.
-    """
-    was_training = model.training
-    model.train()
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    norms = [norm for norm in norms if norm.training]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-    for batch in images:
-        model(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.train(was_training)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from featherface.config import TrainConfig
 from featherface.errors import TrainingError
+from featherface.files import atomic_path
 
 
 def checkpoint_path(config: TrainConfig, what: int | str) -> Path:
@@ -47,14 +48,30 @@ def check_folder(config: TrainConfig, *, run_allowed: bool) -> None:
         )
 
 
-def clear_folder(config: TrainConfig) -> None:
+def clear_folder(config: TrainConfig) -> Path | None:
     """Remove the run that lies there and its log, all but its final weights, which stay until
-    there are new ones."""
+    there are new ones.
+
+    Final weights without a run, as those that come with the project, are kept as
+    …_final_before.pth: returns its path then.
+    """
     folder, last = Path(config.save_folder), checkpoint_path(config, "last")
     if not last.exists():
-        return
+        return _keep_foreign_weights(config)
     name = last.name.removesuffix("last.pth")
     checkpoints = (*folder.glob(f"{name}epoch_*.pth"), checkpoint_path(config, "best"), last)
     for old in (*checkpoints, log_path(config)):
         old.unlink(missing_ok=True)
     forget_answers(config)
+    return None
+
+
+def _keep_foreign_weights(config: TrainConfig) -> Path | None:
+    final = checkpoint_path(config, "final")
+    if not final.exists():
+        return None
+    copies = (checkpoint_path(config, f"final_before{n}") for n in ("", *range(2, 1000)))
+    kept = next(path for path in copies if not path.exists())
+    with atomic_path(kept) as temporary:
+        shutil.copyfile(final, temporary)
+    return kept
