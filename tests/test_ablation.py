@@ -106,6 +106,7 @@ def test_another_budget_does_not_go_into_the_same_table(table_of_runs):
         ({"batch_size": 3}, "vga", "batch_size=3"),
         ({}, "original", "protocol=original"),
         ({"teacher_model": "other.pth"}, "vga", "teacher=other"),
+        ({"limit": 5}, "vga", r"photos=\w+, and runs of"),
     ],
 )
 def test_runs_of_another_kind_do_not_go_into_the_same_table(
@@ -113,8 +114,9 @@ def test_runs_of_another_kind_do_not_go_into_the_same_table(
 ):
     run, trained = table_of_runs
     run(["base"], [0])
-    with pytest.raises(ConfigError, match=message):
-        run(["base", "T 4"], [0], changes=changes, protocol=protocol)
+    for names in (["base", "T 4"], ["T 4"]):
+        with pytest.raises(ConfigError, match=message):
+            run(names, [0], changes=changes, protocol=protocol)
     assert len(trained) == 1
 
 
@@ -131,7 +133,7 @@ def test_wrong_input_is_refused_before_any_run(table_of_runs, tmp_path):
     run, trained = table_of_runs
     with pytest.raises(DataError, match="nowhere"):
         run(["base", "unlabelled"], [0], unlabelled=str(tmp_path / "nowhere"))
-    with pytest.raises(ConfigError, match="1 image or more"):
+    with pytest.raises(ConfigError, match="--images must be 1 or more"):
         run(["base"], [0], images=0)
     with pytest.raises(ConfigError, match=r"a\.png"):
         run(["base"], [0], out=tmp_path / "a.png")

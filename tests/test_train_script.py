@@ -17,6 +17,7 @@ from tiny_sets import draw_squares
 from featherface.checkpoint import FORMAT, read_file, write_file
 from featherface.config import V1, V2, TrainConfig
 from featherface.models.v1 import FeatherFaceV1
+from featherface.training import command
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 SHIPPED = SCRIPTS.parent / "weights" / "v2" / "FeatherFaceV2_final.pth"
@@ -89,6 +90,24 @@ def test_quick_is_five_epochs_unless_a_flag_says_otherwise(ready, tmp_path):
     assert result.returncode == 0, result.stderr
     config = read_file(tmp_path / "FeatherFaceV2_final.pth")["config"]
     assert (config["epochs"], config["image_size"], config["seed"]) == (5, 64, 3)
+
+
+@pytest.mark.parametrize("network", ["v1", "v2"])
+def test_a_quick_run_has_a_folder_of_its_own_but_a_resumed_one_keeps_its(
+    ready, tmp_path, monkeypatch, network
+):
+    seen = []
+    monkeypatch.setattr(command, "train", lambda config, **options: seen.append((config, options)))
+    monkeypatch.setattr(command, "resumed_config", lambda path, explicit: V2.replace(**explicit))
+    last = tmp_path / "FeatherFaceV2_last.pth"
+    for flags in (["--quick"], ["--quick", "--resume"], ["--quick", "--resume", str(last)]):
+        monkeypatch.setattr(sys, "argv", [f"train_{network}.py", *flags])
+        command.train_command({"v1": V1, "v2": V2}[network], "")
+    folder = Path(f"weights/{network}_quick")
+    (trial, _), (_, again), (resumed, _) = seen
+    assert Path(trial.save_folder) == folder and trial.epochs == 5
+    assert again["resume"] == folder / f"FeatherFace{network.upper()}_last.pth"
+    assert Path(resumed.save_folder) == tmp_path
 
 
 def test_the_published_preset_is_there_and_flags_win(ready, tmp_path):

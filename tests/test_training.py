@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import make_targets
 from tiny_runs import equal, prepare, tiny_config, trained
 
 from featherface.checkpoint import load_model, read_file, write_file
@@ -18,6 +19,7 @@ from featherface.devices import random_state, set_random_state
 from featherface.errors import CheckpointError, ConfigError, DataError, TrainingError
 from featherface.training import build, engine, norms
 from featherface.training.ema import make_ema
+from featherface.training.folder import clear_folder
 from featherface.training.run import Run, resumed_config
 from featherface.training.schedule import dropblock_probability, make_scheduler, warmup_steps
 from featherface.training.steps import DistillationStep
@@ -133,8 +135,6 @@ def test_a_step_changes_every_tensor_the_optimizer_owns(config):
     owned = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
     assert owned == {id(p) for p in run.step.trained.parameters()}
     assert any("projections" in name for name in before)
-    from conftest import make_targets
-
     targets = make_targets([(4, 4, 40, 40)], [(20, 20, 60, 60), (2, 2, 20, 20)])
     run.step.trained.train()
     for _ in range(4):
@@ -165,8 +165,6 @@ def test_the_teacher_sees_the_images_that_the_student_sees_and_teaches_all_of_it
 
     step.teacher, step.student = Watched(), watched
     run.step.trained.train()
-    from conftest import make_targets
-
     images = torch.randn(2, 3, 64, 64) * 50
     losses = step(images, make_targets([(4, 4, 40, 40)], []))
     assert len(seen) == 2 and all(torch.equal(part, images) for part in seen)
@@ -185,7 +183,7 @@ def test_the_loop_mixes_images_and_faces_together_and_ramps_dropblock(config, mo
     mix = engine.mix
 
     def watched(config, images, targets, faces, **options):
-        plain.append((images, targets))
+        plain.append((images, targets, faces))
         return mix(config, images, targets, faces, **options)
 
     call = DistillationStep.__call__
@@ -199,9 +197,9 @@ def test_the_loop_mixes_images_and_faces_together_and_ramps_dropblock(config, mo
     monkeypatch.setattr(DistillationStep, "__call__", recording)
     engine.train(mixed, progress=False)
     assert len(steps) == 8 and len(plain) == 4, "the last half is clean"
-    for (images, targets), (pixels, faces, count) in zip(plain, steps, strict=False):
+    for (images, targets, most), (pixels, faces, count) in zip(plain, steps, strict=False):
         width = targets.boxes.shape[1]
-        assert faces.boxes.shape[1] == 2 * width and count % 2 == 0
+        assert faces.boxes.shape[1] == 2 * width and count == 2 * most
         assert pixels.shape == images.shape and not torch.equal(pixels, images)
     assert drops == pytest.approx([0.2 * step / 8 for step in range(8)])
 
@@ -395,9 +393,22 @@ def test_weights_that_come_with_the_project_are_kept_beside_the_new_ones(config,
     shipped = final.read_bytes()
     engine.train(config.replace(epochs=1, seed=1), progress=False)
     assert str(kept) in capsys.readouterr().out
-    assert kept.read_bytes() == shipped and final.read_bytes() != shipped
+    assert kept.read_bytes() == shipped
+    assert not equal(read_file(kept)["model"], read_file(final)["model"])
     engine.train(config.replace(epochs=1, seed=2), overwrite=True, progress=False)
     assert kept.read_bytes() == shipped and len(list(final.parent.glob("*before*"))) == 1
+    last = engine.checkpoint_path(config, "last")
+    moved = Path(config.save_folder).with_name("moved")
+    moved.mkdir()
+    shutil.copy(kept, moved / final.name)
+    engine.train(config.replace(epochs=1, seed=2, save_folder=str(moved)), resume=last)
+    assert (moved / kept.name).read_bytes() == shipped, "by a resumed run, too"
+    for foreign in (b"a", b"a", b"b"):
+        for other in moved.glob("*_last.pth"):
+            other.unlink()
+        (moved / final.name).write_bytes(foreign)
+        clear_folder(config.replace(save_folder=str(moved)))
+    assert len(list(moved.glob("*before*"))) == 3, "no copy twice"
 
 
 def test_batch_norms_get_as_many_batches_as_were_asked_for(config, monkeypatch):

@@ -6,6 +6,7 @@ They show what MixUp and CutMix make of a training set:
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     batches = iter(loader)
     generator = torch.Generator().manual_seed(config.seed)
     sheets = []
-    for function in (mixup, cutmix):
+    for function in (mixup, partial(cutmix, min_face=config.min_face)):
         batch = next(batches)
         mixed = function(batch.images.float(), batch.targets, alpha=1.0, generator=generator)
         sheets.append(draw_mixed(*mixed))

@@ -1,6 +1,7 @@
 """Sections 1 to 3: the machine, the data and weights, the settings."""
 
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -176,7 +177,7 @@ def show_samples(current: Session) -> None:
     images, targets = next(iter(loader))
     generator = torch.Generator().manual_seed(config.seed)
     rows = [("augmented: crop, flip, colours", draw_mixed(images.float(), targets))]
-    for name, function in (("MixUp", mixup), ("CutMix", cutmix)):
+    for name, function in (("MixUp", mixup), ("CutMix", partial(cutmix, min_face=config.min_face))):
         mixed = function(images.float(), targets, alpha=1.0, generator=generator)
         rows.append((f"{name} of these (numbers: weight of a face)", draw_mixed(*mixed)))
     show_pictures(rows, current.results / "samples.png", columns=1)

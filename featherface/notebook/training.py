@@ -147,7 +147,7 @@ def resume_training(current: Session) -> None:
 
 @explained("listing the checkpoints")
 def show_checkpoints(current: Session) -> None:
-    """Every file that the run has written: what it holds, from which epoch, how large."""
+    """Every weights file of the run's folder: what it holds, from which epoch, how large."""
     from featherface.checkpoint import read_file
 
     rows = []
@@ -158,6 +158,7 @@ def show_checkpoints(current: Session) -> None:
             rows.append({"file": path.name, "epoch": "", "holds": str(error), "MB": 0.0})
             continue
         holds = "everything, to resume from" if "optimizer" in content else "weights, to use"
+        holds = "weights that lay here before" if "_before" in path.name else holds
         size = path.stat().st_size / 1e6
         rows.append(
             {"file": path.name, "epoch": content.get("epoch", ""), "holds": holds, "MB": size}

@@ -17,12 +17,13 @@ from tqdm.auto import tqdm
 
 from featherface.config import DISPLAY_SCORE, EVALUATION_SCORE, PUBLISHED, TrainConfig
 from featherface.data.annotations import Photo
+from featherface.data.prepare import fingerprint
 from featherface.detector import Detector
 from featherface.errors import ConfigError, DataError
 from featherface.evaluation.boxes import precision_recall_boxes
 from featherface.evaluation.consistency import compare_with_first
 from featherface.evaluation.run import detect_photos
-from featherface.files import atomic_path
+from featherface.files import atomic_path, sha256
 from featherface.provenance import commit
 from featherface.structures import Detections
 from featherface.training.engine import train
@@ -124,10 +125,10 @@ def run_ablation(
     strange = [name for name in variants if name not in known]
     if strange:
         raise ConfigError(f"no variant {strange[0]!r}; there are: {', '.join(known)}")
-    if images < 1 or out.suffix != ".csv":
-        raise ConfigError(
-            f"a table is a .csv of runs that see 1 image or more; got {out}, {images}"
-        )
+    if images < 1:
+        raise ConfigError(f"--images must be 1 or more; got {images}")
+    if out.suffix != ".csv":
+        raise ConfigError(f"--out must be a .csv file; got {out}")
     base = base.replace(**BASE)
     _refuse_other_setup(out, _setup(base, protocol), known)
     _refuse_other_budget(out, base, images)
@@ -196,10 +197,13 @@ def _is_done(path: Path, variant: str, seed: int) -> bool:
 
 
 def _setup(base: TrainConfig, protocol: str) -> str:
-    """What all runs of a table share, beside BASE, the photos and the number of images."""
-    teacher = Path(base.teacher_model).name
+    """What all runs of a table share, beside BASE and the number of images."""
     names = ("image_size", "batch_size", "hold_out")
-    return " ".join(f"{n}={getattr(base, n)}" for n in names) + f" {protocol=!s} {teacher=!s}"
+    shared = {name: getattr(base, name) for name in names} | {"protocol": protocol}
+    weights = Path(base.teacher_model)
+    shared["teacher"] = sha256(weights)[:8] if weights.is_file() else weights.name
+    shared["photos"] = fingerprint(training_photos(base))[:8]
+    return _settings(shared)
 
 
 def _settings(changes: Mapping[str, Any]) -> str:
@@ -211,9 +215,9 @@ def _refuse_other_setup(path: Path, setup: str, known: Mapping[str, Mapping[str,
     if not path.exists():
         return
     table = read_table(path)
-    table = table.loc[table["variant"].isin(known), ["variant", "settings", "setup"]]
-    for run in table.astype(object).fillna("").drop_duplicates().itertuples():
-        wanted = _settings(known[run.variant])
+    table = table[["variant", "settings", "setup"]].astype(object).fillna("")
+    for run in table.drop_duplicates().itertuples():
+        wanted = _settings(known[run.variant]) if run.variant in known else run.settings
         for there, asked in ((run.setup, setup), (run.settings, wanted)):
             if there != asked:
                 raise ConfigError(

@@ -21,7 +21,9 @@ def train_command(defaults: TrainConfig, description: str | None) -> None:
         help="go on from FILE, or from the …_last.pth in the save folder",
     )
     commands.add_argument(
-        *flag("quick"), action="store_true", help="5 epochs at 320 pixels: a trial run"
+        *flag("quick"),
+        action="store_true",
+        help="5 epochs at 320 pixels: a trial run, into the save folder's name with _quick",
     )
     if defaults.model == "v2":
         commands.add_argument(
@@ -39,6 +41,8 @@ def train_command(defaults: TrainConfig, description: str | None) -> None:
     for preset in filter(None, (arguments.quick and "quick", getattr(arguments, "preset", None))):
         explicit = _changes(preset) | explicit
     config, resume = defaults.replace(**explicit), None
+    if arguments.quick and "save_folder" not in explicit:  # no trial replaces good weights
+        config = config.replace(save_folder=f"{defaults.save_folder}_quick")
     if arguments.resume is not None:
         resume = Path(arguments.resume or checkpoint_path(config, "last"))
         config = resumed_config(resume, {"save_folder": str(resume.parent), **explicit})

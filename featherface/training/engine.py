@@ -66,10 +66,9 @@ def train(
     Under torchrun this is one of several processes, of which the first writes and speaks.
     """
     with joined(config.device) as process, memory_errors_explained(config):
+        goes_on = bool(resume) and resume.parent.resolve() == Path(config.save_folder).resolve()
         if process.first:
-            folder = Path(config.save_folder).resolve()
-            own = resume.parent.resolve() == folder if resume else overwrite
-            check_folder(config, run_allowed=own)
+            check_folder(config, run_allowed=goes_on or (overwrite and not resume))
         wait_for_all()
         torch.manual_seed(config.seed)
         seed_device(config.seed + process.number, process.device)
@@ -103,7 +102,7 @@ def train(
             trial = trial_of(run.step, config, run.device)
             compile_networks(run.networks, lambda: trial(sampler.batch // process.total))
         wait_for_all()  # until no process can fail in its set-up, or still reads what goes
-        if process.first and not resume:
+        if process.first and not goes_on:
             kept = clear_folder(config)
             if kept:
                 run.say(f"the final weights that lie in the folder are kept as {kept}")
@@ -192,7 +191,7 @@ def train_one_epoch(run: Run, loader: Iterable[Batch], stop: GracefulStop, bar: 
         if any_process(stop.requested):
             run.save(checkpoint_path(config, "last"))
             bar.close()
-            run.say(f"stopped and saved {checkpoint_path(config, 'last')}; go on with --resume")
+            run.say(f"stopped and saved; go on with --resume {checkpoint_path(config, 'last')}")
             raise KeyboardInterrupt
 
 

@@ -1,12 +1,13 @@
 """The folder that a run writes to: the names in it, and that no other run is lost there."""
 
+import itertools
 import shutil
 import tempfile
 from pathlib import Path
 
 from featherface.config import TrainConfig
 from featherface.errors import TrainingError
-from featherface.files import atomic_path
+from featherface.files import atomic_path, sha256
 
 
 def checkpoint_path(config: TrainConfig, what: int | str) -> Path:
@@ -70,8 +71,8 @@ def _keep_foreign_weights(config: TrainConfig) -> Path | None:
     final = checkpoint_path(config, "final")
     if not final.exists():
         return None
-    copies = (checkpoint_path(config, f"final_before{n}") for n in ("", *range(2, 1000)))
-    kept = next(path for path in copies if not path.exists())
+    copies = (checkpoint_path(config, f"final_before{n or ''}") for n in itertools.count())
+    kept = next(path for path in copies if not path.exists() or sha256(path) == sha256(final))
     with atomic_path(kept) as temporary:
         shutil.copyfile(final, temporary)
     return kept
