@@ -66,7 +66,8 @@ def train(
     Under torchrun this is one of several processes, of which the first writes and speaks.
     """
     with joined(config.device) as process, memory_errors_explained(config):
-        goes_on = bool(resume) and resume.parent.resolve() == Path(config.save_folder).resolve()
+        folder = Path(config.save_folder).resolve()
+        goes_on = resume is not None and resume.parent.resolve() == folder
         if process.first:
             check_folder(config, run_allowed=goes_on or (overwrite and not resume))
         wait_for_all()
