@@ -129,6 +129,17 @@ def test_a_variant_of_the_same_name_must_be_the_same(table_of_runs, data):
     assert len(trained) == 1
 
 
+def test_a_table_that_does_not_tell_its_kind_is_read_but_not_added_to(table_of_runs, tmp_path):
+    run, trained = table_of_runs
+    out = tmp_path / "a.csv"
+    table = run(["base"], [0])
+    table.drop(columns="setup").to_csv(out, index=False)
+    assert len(ablation.read_table(out)) == 1
+    with pytest.raises(ConfigError, match="base is of an untold kind"):
+        run(["T 4"], [0])
+    assert len(trained) == 1
+
+
 def test_wrong_input_is_refused_before_any_run(table_of_runs, tmp_path):
     run, trained = table_of_runs
     with pytest.raises(DataError, match="nowhere"):

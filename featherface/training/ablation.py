@@ -215,14 +215,14 @@ def _refuse_other_setup(path: Path, setup: str, known: Mapping[str, Mapping[str,
     if not path.exists():
         return
     table = read_table(path)
-    table = table[["variant", "settings", "setup"]].astype(object).fillna("")
+    table = table.reindex(columns=["variant", "settings", "setup"]).astype(object).fillna("")
     for run in table.drop_duplicates().itertuples():
         wanted = _settings(known[run.variant]) if run.variant in known else run.settings
-        for there, asked in ((run.setup, setup), (run.settings, wanted)):
+        for there, asked in ((run.setup or "an untold kind", setup), (run.settings, wanted)):
             if there != asked:
                 raise ConfigError(
-                    f"{path}: {run.variant} is of {there or 'BASE'}, and runs of {asked} cannot "
-                    "be compared with it; give another --out"
+                    f"{path}: {run.variant} is of {there or 'BASE'}, and runs of {asked or 'BASE'} "
+                    "cannot be compared with it; give another --out"
                 )
 
 
@@ -248,7 +248,7 @@ def read_table(path: Path) -> pd.DataFrame:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:  # pandas' own are ValueErrors
         raise DataError(f"{path}: cannot be read as a table of runs: {error}") from error
-    missing = sorted({"variant", "seed", "images", "settings", "setup", *MEASURES} - set(table))
+    missing = sorted({"variant", "seed", "images", *MEASURES} - set(table))
     if missing:
         raise DataError(f"{path}: is no table of runs (no column {', '.join(missing)})")
     return table
