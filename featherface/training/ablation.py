@@ -130,7 +130,8 @@ def run_ablation(
     if out.suffix != ".csv":
         raise ConfigError(f"--out must be a .csv file; got {out}")
     base = base.replace(**BASE)
-    _refuse_other_setup(out, _setup(base, protocol), known)
+    setup = _setup(base, protocol)
+    _refuse_other_setup(out, setup, known)
     _refuse_other_budget(out, base, images)
     held_out = held_out_photos(base)
     if not held_out:
@@ -153,8 +154,7 @@ def run_ablation(
             row = {"variant": name, "seed": seed, "images": _images(config, photos)}
             row |= _measure(final, held_out, protocol, teacher)
             row |= {"seconds": round(time.monotonic() - started, 1), "commit": commit()}
-            row |= {"settings": _settings(known[name])}
-            row |= {"setup": _setup(base, protocol)}
+            row |= {"settings": _settings(known[name]), "setup": setup}
             _add_row(out, row)
     return read_table(out)
 
