@@ -12,8 +12,8 @@ __version__ = "0.2.0"
 _HOME = {
     "Detections": "featherface.structures",
     "Detector": "featherface.detector",
-    "FeatherFaceV1": "featherface.models.v1",
-    "FeatherFaceV2": "featherface.models.v2",
+    "FeatherFaceV1": "featherface.models.networks",
+    "FeatherFaceV2": "featherface.models.networks",
     "OnnxDetector": "featherface.onnx_detector",
     "Predictions": "featherface.structures",
     "draw": "featherface.drawing",

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from featherface.errors import CheckpointError
 from featherface.files import atomic_path
-from featherface.models.v1 import FeatherFaceV1
-from featherface.models.v2 import FeatherFaceV2
+from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
 
 FORMAT = "featherface/1"
 NO_SPACE = 2**20  # bytes: with less left on the disk, a write that failed did so for want of it

@@ -104,11 +104,6 @@ class TrainConfig:
         "what runs the teacher: ONNX Runtime (5 times faster on a CPU) or torch; auto: by device",
         ("auto", "torch", "onnx"),
     )
-    replay_epochs: int = setting(
-        0,
-        "epochs after which the same crops come again: the teacher's answers to them are kept on "
-        "disk; 0: always new crops",
-    )
     init: str = setting("teacher", "start of the backbone", ("teacher", "imagenet", "scratch"))
     weights: str = setting("", "start from these weights of the same network, instead of --init")
     backbone_weights: str = setting(
@@ -220,7 +215,7 @@ def _check(config: TrainConfig) -> None:
     not_negative = (
         "limit min_face feature_weight mixup_alpha dropblock_prob box_weight landmark_weight "
         "negative_ratio min_lr weight_decay warmup_epochs clip_norm ema_decay seed "
-        "validate_every validate_photos bn_batches batch_size replay_epochs"
+        "validate_every validate_photos bn_batches batch_size"
     )
     shares = (
         "alpha crowd_power flip_prob photometric_prob mixup_prob cutmix_prob clean_share "
@@ -248,22 +243,6 @@ def _check(config: TrainConfig) -> None:
     if config.frozen_norms == "on" and config.bn_batches:
         raise ConfigError(
             "bn_batches estimates the statistics anew that frozen_norms keeps: leave one out"
-        )
-    if config.replay_epochs:
-        _check_replay(config)
-
-
-def _check_replay(config: TrainConfig) -> None:
-    if config.model == "v1":
-        raise ConfigError("replay_epochs keeps a teacher's answers, and V1 has none: leave it at 0")
-    if config.replay_epochs >= config.epochs:
-        raise ConfigError(f"replay_epochs must be below epochs; got {config.replay_epochs}")
-    needless = "feature_weight mixup_prob cutmix_prob".split()
-    needless = [name for name in needless if getattr(config, name)]
-    if needless:
-        raise ConfigError(
-            "replay_epochs keeps the teacher's answers to unmixed images, and not its features: "
-            f"set {', '.join(needless)} to 0"
         )
 
 

@@ -4,14 +4,24 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torchvision.ops import nms
 
-from featherface.config import DISPLAY_SCORE, NMS_IOU, check_detection
-from featherface.devices import pick_device
+from featherface.anchors import decode_boxes, decode_landmarks, make_anchors
+from featherface.config import (
+    DISPLAY_SCORE,
+    KEEP_TOP_K,
+    MEAN_BGR,
+    NMS_IOU,
+    PRE_NMS_TOP_K,
+    check_detection,
+)
+from featherface.distributed import pick_device
 from featherface.errors import CheckpointError
 from featherface.images import (
     ImageSource,
@@ -22,8 +32,54 @@ from featherface.images import (
     read_image,
     to_original,
 )
-from featherface.postprocess import postprocess
-from featherface.structures import Detections
+from featherface.onnx_detector import OnnxDetector
+from featherface.structures import Detections, Predictions
+
+
+def normalise(images: Tensor) -> Tensor:
+    """RGB uint8 (B, 3, H, W) → BGR float32 minus the mean, on the same device."""
+    return images.flip(1) - _mean(images.device)  # one pass: no float copy in between
+
+
+@lru_cache
+@torch.inference_mode(False)  # a cached inference tensor could not be used in training later
+def _mean(device: torch.device) -> Tensor:
+    """(3, 1, 1). Made once: to copy it to a GPU for each batch makes the host wait."""
+    return torch.tensor(MEAN_BGR, device=device).view(3, 1, 1)
+
+
+def postprocess(
+    predictions: Predictions,
+    height: int,
+    width: int,
+    *,
+    score_threshold: float,
+    iou_threshold: float,
+    pre_nms: int = PRE_NMS_TOP_K,
+    keep: int = KEEP_TOP_K,
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Faces of each image: boxes (K, 4) xyxy, scores (K,) descending, landmarks (K, 5, 2).
+
+    height, width: the network input's, padding included; coordinates are its pixels, not clipped.
+    A face's score is its softmax probability and must exceed `score_threshold`; of the `pre_nms`
+    best, those overlapping a better one by IoU > `iou_threshold` go; at most `keep` stay.
+    Results are float32 on the predictions' device.
+    """
+    anchors = make_anchors(height, width, predictions.class_logits.device)
+    scores = predictions.class_logits.float().softmax(dim=-1)[..., 1]  # (B, A, 2) → (B, A)
+    faces = []
+    for index, image_scores in enumerate(scores):
+        candidates = (image_scores > score_threshold).nonzero().squeeze(1)  # (N, 1) → (N,)
+        best, order = image_scores[candidates].topk(min(pre_nms, len(candidates)))
+        chosen = candidates[order]
+        boxes = decode_boxes(predictions.box_deltas[index, chosen].float(), anchors[chosen])
+        kept = nms(boxes, best, iou_threshold)[:keep]
+        landmarks = decode_landmarks(
+            predictions.landmark_deltas[index, chosen[kept]].float(), anchors[chosen[kept]]
+        )
+        faces.append((boxes[kept], best[kept], landmarks))
+    return faces
+
 
 SHIPPED_WEIGHTS = Path(__file__).resolve().parents[1] / "weights/v2/FeatherFaceV2_final.pth"
 MAX_BATCH_PIXELS = 16 * 640 * 640  # of one forward; a larger image runs alone
@@ -161,3 +217,14 @@ def _restored(item: _Prepared, faces: tuple[Tensor, Tensor, Tensor]) -> Detectio
         shown=item.pixels.shape[:2],
         original=(item.height, item.width),
     )
+
+
+AnyDetector = Detector | OnnxDetector
+
+
+def open_detector(
+    weights: str | os.PathLike | None, device: str, *settings: float | int | None
+) -> AnyDetector:
+    """OnnxDetector for an .onnx file, Detector for anything else; settings are theirs, in order."""
+    kind = OnnxDetector if str(weights).lower().endswith(".onnx") else Detector
+    return kind(weights, device, *settings)  # type: ignore[arg-type]

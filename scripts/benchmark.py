@@ -74,7 +74,7 @@ def add_speed(commands: Any) -> None:
 
 def measure_speed(options: dict[str, Any]) -> None:
     """Run featherface.benchmark.speed, write its table and plot, print the main columns."""
-    from featherface.benchmark.command import compare_speed
+    from featherface.benchmark.speed import compare_speed
 
     compare_speed(**options)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from featherface.batch_detect import detect_paths
 from featherface.cli import parser, run
 from featherface.config import EVALUATION_SCORE, PRESETS
 from featherface.data.demo import make_demo
+from featherface.detect_files import detect_paths
 from featherface.detector import SHIPPED_WEIGHTS, Detector
 from featherface.evaluation.run import detect_photos
 from featherface.evaluation.sets import find_evaluation_set

@@ -28,7 +28,7 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    from featherface.batch_detect import detect_paths, open_detector  # torch takes seconds
+    from featherface.detect_files import detect_paths, open_detector  # torch takes seconds
 
     detector = open_detector(
         args.weights, args.device, args.score_threshold, args.iou_threshold, args.max_side

@@ -24,9 +24,9 @@ def main() -> None:
     add("--out", default="runs/disagreements.csv", help="the table to write")
     args = parser.parse_args()
 
-    from featherface.batch_detect import open_detector  # torch takes seconds
     from featherface.config import EVALUATION_SCORE
-    from featherface.data.unlabelled import photos_in
+    from featherface.data.widerface import photos_in
+    from featherface.detector import open_detector  # torch takes seconds
     from featherface.errors import ConfigError
     from featherface.files import check_writable, write_text
     from featherface.training.disagreement import find_disagreements

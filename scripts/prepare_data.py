@@ -19,7 +19,7 @@ def main() -> None:
     )
     arguments = options.parse_args()
 
-    from featherface.data.prepare import download, verify
+    from featherface.data.widerface import download, verify
 
     if arguments.download:
         download(arguments.data, splits=("train", "val", "test")[: 2 + arguments.with_test])

@@ -24,7 +24,7 @@ from tiny_runs import prepare, tiny_config
 
 from featherface.checkpoint import FORMAT, load_model, read_file, write_file
 from featherface.config import PRESETS
-from featherface.models.v2 import FeatherFaceV2
+from featherface.models.networks import FeatherFaceV2
 from featherface.training.engine import train
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,7 +8,7 @@ from featherface.config import TrainConfig
 from featherface.errors import ConfigError, DataError
 from featherface.plots import plot_ablation
 from featherface.training import ablation
-from featherface.training.photos import held_out_photos, training_photos
+from featherface.training.engine import held_out_photos, training_photos
 from tests.tiny_sets import draw_squares
 
 

@@ -13,18 +13,22 @@ from featherface.anchors import make_anchors, match
 from featherface.checkpoint import read_file
 from featherface.config import TrainConfig
 from featherface.errors import TrainingError
-from featherface.training import engine, memory
-from featherface.training.build import make_step
-from featherface.training.compiling import compile_networks, is_wanted, parts_of
-from featherface.training.memory import (
+from featherface.training import engine
+from featherface.training import step as memory
+from featherface.training.state import Run
+from featherface.training.step import (
+    autocast,
+    compile_networks,
     fitting_batch,
+    is_wanted,
     kept_bytes,
     largest_batch,
+    make_step,
     memory_errors_explained,
+    parts_of,
+    running_statistics_kept,
     trial_of,
 )
-from featherface.training.run import Run
-from featherface.training.steps import autocast, running_statistics_kept
 
 CPU = torch.device("cpu")
 

@@ -12,14 +12,14 @@ from exported import graph, network
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from featherface.benchmark import command, speed, untrained
-from featherface.benchmark.costs import network_costs
-from featherface.benchmark.pairs import alternate, ratio
+from featherface.benchmark import speed
+from featherface.benchmark import speed as command
+from featherface.benchmark import speed as untrained
+from featherface.benchmark.paired import alternate, ratio
 from featherface.benchmark.peers import RETINAFACE, SCRFD, UNKNOWN, YUNET, OnnxPeer
-from featherface.benchmark.plot import plot_speed_against_ap
+from featherface.benchmark.speed import network_costs, plot_speed_against_ap
 from featherface.errors import CheckpointError, ConfigError, DataError
-from featherface.models.v1 import FeatherFaceV1
-from featherface.models.v2 import FeatherFaceV2
+from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
 
 
 def test_calls_run_in_turn_and_the_first_rounds_do_not_count():

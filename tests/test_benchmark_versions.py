@@ -6,7 +6,7 @@ import pytest
 
 from featherface.benchmark import versions, versions_speed
 from featherface.errors import ConfigError, TrainingError
-from featherface.provenance import git
+from featherface.files import git
 
 # In place of the real one: says its speed at once, and what it was called with.
 SCRIPT = """

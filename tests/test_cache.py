@@ -15,17 +15,21 @@ from torch.nn import functional as F
 from waiting import no_waiting
 
 from featherface.config import TrainConfig
-from featherface.data import cache, places
+from featherface.data import cache
+from featherface.data import cache as places
 from featherface.data.annotations import Photo
-from featherface.data.cache import build_cache, decode_on_device, read_small
-from featherface.data.cached import make_batches
-from featherface.data.decode import Window, open_header, open_photo
+from featherface.data.augment import FILL_RGB, Colour, Recipe, TrainingTransform
+from featherface.data.cache import (
+    build_cache,
+    choose_place,
+    decode_on_device,
+    make_batches,
+    read_small,
+)
 from featherface.data.loader import FaceDataset, collate, make_loader
-from featherface.data.places import choose_place
-from featherface.data.recipe import Colour, Recipe
 from featherface.data.render import plan_row, sampling_weights
-from featherface.data.transforms import FILL_RGB, TrainingTransform
 from featherface.errors import ConfigError, DataError
+from featherface.images import Window, open_header, open_photo
 from featherface.training import engine
 
 CPU = torch.device("cpu")

@@ -5,9 +5,8 @@ import pytest
 
 from featherface.errors import ConfigError, DataError
 from featherface.evaluation import precision_recall_boxes, reliability, threshold_for_precision
-from featherface.evaluation.average_precision import Evaluation, make_curve
-from featherface.evaluation.calibration import summarise
-from featherface.evaluation.report import calibration_text
+from featherface.evaluation.command import calibration_text
+from featherface.evaluation.curves import Evaluation, make_curve, summarise
 
 
 def curve(scores, true, faces=10):

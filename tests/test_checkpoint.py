@@ -10,8 +10,7 @@ from torch import nn
 import featherface as ff
 from featherface.checkpoint import FORMAT, load_backbone, load_model, read_file, write_file
 from featherface.errors import CheckpointError
-from featherface.models.v1 import FeatherFaceV1
-from featherface.models.v2 import FeatherFaceV2
+from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
 
 
 def save(path, model: nn.Module, **more) -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from spotter import Spotter, photo
 
-from featherface.batch_detect import detect_paths
+from featherface.detect_files import detect_paths
 from featherface.detector import Detector
 from featherface.errors import ConfigError, DataError
 

@@ -15,7 +15,7 @@ from tiny_sets import make_photo, write_photo
 from featherface.checkpoint import read_file, write_file
 from featherface.data.annotations import Photo
 from featherface.data.demo_scene import make_photo as draw
-from featherface.data.unlabelled import read_unlabelled
+from featherface.data.widerface import read_unlabelled
 from featherface.errors import DataError
 from featherface.structures import Detections
 from featherface.training.disagreement import COLUMNS, find_disagreements

@@ -11,7 +11,7 @@ from torchvision.ops import generalized_box_iou_loss
 
 from featherface.anchors import decode_boxes, encode_boxes, make_anchors
 from featherface.config import TrainConfig
-from featherface.losses.distillation import (
+from featherface.losses import (
     BOX_FORMS,
     FEATURE_FORMS,
     FORMS,
@@ -24,8 +24,7 @@ from featherface.losses.distillation import (
     pearson_distance,
     spatial_attention,
 )
-from featherface.models.v1 import FeatherFaceV1
-from featherface.models.v2 import FeatherFaceV2
+from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
 from featherface.structures import Predictions
 
 ANCHORS = make_anchors(64, 64)

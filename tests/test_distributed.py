@@ -20,11 +20,17 @@ from tiny_runs import prepare, tiny_config
 
 from featherface.checkpoint import read_file
 from featherface.config import TrainConfig
+from featherface.data.cache import FOLDER
 from featherface.data.loader import EpochSampler, shared_batch
-from featherface.data.sharing import FOLDER
+from featherface.distributed import (
+    any_process,
+    average_gradients,
+    gathered,
+    joined,
+    process,
+    totals,
+)
 from featherface.errors import ConfigError
-from featherface.losses.parallel import process, totals
-from featherface.training.processes import any_process, average_gradients, gathered, joined
 
 WORKER = """
 import sys
@@ -33,7 +39,7 @@ import torch
 from featherface.cli import run
 from featherface.checkpoint import read_file
 from featherface.training import engine
-from featherface.training.run import resumed_config
+from featherface.training.state import resumed_config
 
 torch.set_num_threads(1)
 if "frozen" in sys.argv:

@@ -19,13 +19,10 @@ from featherface.checkpoint import FORMAT, load_model, read_file, write_file
 from featherface.data.widerface import Photo
 from featherface.errors import CheckpointError, ConfigError, DataError
 from featherface.evaluation import command, read_submission, write_submission
-from featherface.evaluation.command import labels
-from featherface.evaluation.protocols import PROTOCOLS, View, views, vote
-from featherface.evaluation.report import record_in_weights
-from featherface.evaluation.run import detect_photos
+from featherface.evaluation.command import labels, record_in_weights
+from featherface.evaluation.run import PROTOCOLS, View, detect_photos, views, vote
 from featherface.evaluation.sets import find_evaluation_set
-from featherface.models.v1 import FeatherFaceV1
-from featherface.models.v2 import FeatherFaceV2
+from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
 from featherface.structures import Detections
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
@@ -421,7 +418,7 @@ def compare_script(capsys, monkeypatch, tmp_path):
     """Runs the script with scripted detectors of the given names → printed text, JSON, folder."""
 
     def run(data, *names, flags=()):
-        monkeypatch.setattr("featherface.batch_detect.Detector", ScriptedDetector)
+        monkeypatch.setattr("featherface.detect_files.Detector", ScriptedDetector)
         paths = [tmp_path / f"{name}.pth" for name in names]
         for path in paths:
             path.write_bytes(b"weights")

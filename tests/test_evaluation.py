@@ -143,7 +143,7 @@ def test_real_oracle_and_subset():
     truth = SHARED / "widerface" / "ground_truth"
     if not truth.exists():
         pytest.skip(f"shared data is absent: {truth}")
-    from featherface.evaluation.ground_truth import read_ground_truth
+    from featherface.evaluation.widerface import read_ground_truth
 
     whole = read_ground_truth(truth)
     oracle = {

@@ -6,8 +6,7 @@ from exported import network, pixels
 from torch import nn
 
 from featherface.anchors import decode_boxes, decode_landmarks, make_anchors
-from featherface.export.blocks import Context, Gate, PairSums, Stem
-from featherface.export.fold import folded, merged, scale
+from featherface.export.blocks import Context, Gate, PairSums, Stem, folded, merged, scale
 from featherface.export.network import Raw, deployed
 
 

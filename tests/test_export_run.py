@@ -16,9 +16,10 @@ import featherface as ff
 from featherface import cli
 from featherface.checkpoint import FORMAT, read_file, write_file
 from featherface.errors import CheckpointError, ConfigError, DataError, ExportError
-from featherface.export import OPSET, Settings, export, measure, parse_size, run
+from featherface.export import OPSET, Settings, export, parse_size, run
+from featherface.export import run as measure
 from featherface.export.int8 import Quantised
-from featherface.export.readme import _parity
+from featherface.export.run import _parity
 from featherface.structures import Detections
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts/export.py"

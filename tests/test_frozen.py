@@ -11,10 +11,11 @@ from featherface.checkpoint import load_model
 from featherface.config import TrainConfig
 from featherface.errors import ConfigError
 from featherface.models.layers import keep_norms
-from featherface.models.v2 import FeatherFaceV2
-from featherface.training import build, engine
-from featherface.training.folder import checkpoint_path
-from featherface.training.norms import estimate_batch_norms
+from featherface.models.networks import FeatherFaceV2
+from featherface.training import engine
+from featherface.training import step as build
+from featherface.training.optim import estimate_batch_norms
+from featherface.training.state import checkpoint_path
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from tiny_runs import prepare, tiny_config
 
 from featherface.checkpoint import FORMAT, read_file, write_file
 from featherface.training import engine
-from featherface.training.history import history_of
 from featherface.training.mean import average_weights
+from featherface.training.state import history_of
 
 
 @pytest.fixture(scope="module")

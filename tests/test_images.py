@@ -205,7 +205,7 @@ def test_network_input_is_bgr_minus_mean_padded_with_the_mean():
 def test_network_input_is_what_training_feeds():
     import torch
 
-    from featherface.preprocess import normalise
+    from featherface.detector import normalise
 
     image = np.random.default_rng(0).integers(0, 255, (32, 64, 3), np.uint8)
     expected = normalise(torch.from_numpy(image).permute(2, 0, 1)[None])

@@ -10,7 +10,7 @@ from tiny_sets import make_photo
 
 from featherface.anchors import make_anchors, match
 from featherface.config import TrainConfig
-from featherface.data.decode import open_photo
+from featherface.data.augment import RecipeDrawer, centre_inside, visible_part
 from featherface.data.loader import (
     EpochSampler,
     FaceDataset,
@@ -18,9 +18,9 @@ from featherface.data.loader import (
     make_loader,
     worker_count,
 )
-from featherface.data.recipe import RecipeDrawer, centre_inside, visible_part
 from featherface.data.widerface import read_split
 from featherface.errors import DataError
+from featherface.images import open_photo
 
 CONFIG = TrainConfig(image_size=32, batch_size=3, num_workers=0, min_face=1.0)
 

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from featherface.anchors import encode_boxes, encode_landmarks, make_anchors, match
 from featherface.data.mixing import blend
-from featherface.losses.multibox import hard_negatives, multibox, multibox_loss
+from featherface.losses import hard_negatives, multibox, multibox_loss
 from featherface.structures import Predictions, Target
 
 ANCHORS = make_anchors(64, 64)

@@ -11,8 +11,7 @@ import torch
 import featherface as ff
 from featherface.checkpoint import FORMAT, read_file, write_file
 from featherface.errors import CheckpointError, ConfigError
-from featherface.models.v1 import FeatherFaceV1
-from featherface.models.v2 import FeatherFaceV2
+from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
 from featherface.training.mean import average_weights
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "average_weights.py"

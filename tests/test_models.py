@@ -7,10 +7,9 @@ from conftest import shared
 
 from featherface.anchors import anchor_count
 from featherface.checkpoint import load_model
+from featherface.detector import normalise
 from featherface.models.necks import Fusion
-from featherface.models.v1 import FeatherFaceV1
-from featherface.models.v2 import FeatherFaceV2
-from featherface.preprocess import normalise
+from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
 from featherface.structures import Predictions
 
 NETWORKS = [FeatherFaceV1, FeatherFaceV2]

@@ -23,8 +23,7 @@ from featherface.checkpoint import FORMAT, write_file
 from featherface.cli import add_config_flags
 from featherface.config import PRESETS, TrainConfig
 from featherface.errors import ConfigError, TrainingError
-from featherface.models.v1 import FeatherFaceV1
-from featherface.models.v2 import FeatherFaceV2
+from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
 from featherface.notebook import display, measure, performance, process, sessions, training
 from featherface.notebook.execute import NOTEBOOK, run_notebook
 from featherface.notebook.networks import count_macs, network_table

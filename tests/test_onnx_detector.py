@@ -12,7 +12,8 @@ from exported import assert_same_faces, graph, network, scene
 from torchvision.ops import nms
 
 import featherface as ff
-from featherface.batch_detect import detect_paths, open_detector
+from featherface.detect_files import detect_paths
+from featherface.detector import open_detector
 from featherface.errors import CheckpointError, ConfigError, DataError
 from featherface.images import fit_long_side
 from featherface.onnx_detector import OnnxDetector, _fit, suppress

@@ -8,7 +8,7 @@ import pytest
 
 from featherface.errors import ConfigError, DataError
 from featherface.evaluation import compare, reliability
-from featherface.evaluation.average_precision import make_curve
+from featherface.evaluation.curves import make_curve
 from featherface.plots import (
     plot_consistency,
     plot_precision_recall,

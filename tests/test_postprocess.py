@@ -11,7 +11,7 @@ from featherface.anchors import (
     encode_boxes,
     make_anchors,
 )
-from featherface.postprocess import postprocess
+from featherface.detector import postprocess
 from featherface.structures import Predictions
 
 

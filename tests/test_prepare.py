@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_sets import PHOTOS, landmark_text, official_set, official_text, retinaface_set, write_text
 
-from featherface.data.prepare import FULL_COUNTS, download, verify
+from featherface.data.widerface import FULL_COUNTS, download, verify
 from featherface.errors import DataError
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "prepare_data.py"

@@ -10,10 +10,17 @@ import torch
 from tiny_sets import make_photo
 
 from featherface.config import TrainConfig
-from featherface.data import cache, places, sharing
-from featherface.data.cache import build_cache
-from featherface.data.places import choose_place
-from featherface.data.sharing import FOLDER, Machine, can_share, shared_bytes
+from featherface.data import cache
+from featherface.data import cache as places
+from featherface.data import cache as sharing
+from featherface.data.cache import (
+    FOLDER,
+    Machine,
+    build_cache,
+    can_share,
+    choose_place,
+    shared_bytes,
+)
 from featherface.errors import ConfigError, DataError
 
 CPU, NAME = torch.device("cpu"), "of-this-test"

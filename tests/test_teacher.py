@@ -6,8 +6,8 @@ from torch.optim.swa_utils import update_bn
 
 from featherface.config import TrainConfig
 from featherface.errors import ConfigError
-from featherface.models.v1 import FeatherFaceV1
-from featherface.training.teacher import (
+from featherface.models.networks import FeatherFaceV1
+from featherface.training.step import (
     WORTH_EXPORTING,
     OnnxTeacher,
     TorchTeacher,
@@ -51,7 +51,7 @@ def test_onnx_answers_as_torch(network, exported, count):
 def test_short_runs_on_a_cpu_do_not_wait_for_an_export(network, monkeypatch):
     made = []
     monkeypatch.setattr(
-        "featherface.training.teacher.OnnxTeacher", lambda model, size: made.append(size)
+        "featherface.training.step.OnnxTeacher", lambda model, size: made.append(size)
     )
     config = TrainConfig(image_size=96)
     short = make_teacher(network, config, device=CPU, steps=WORTH_EXPORTING - 1)

@@ -16,7 +16,7 @@ from tiny_sets import draw_squares
 
 from featherface.checkpoint import FORMAT, read_file, write_file
 from featherface.config import V1, V2, TrainConfig
-from featherface.models.v1 import FeatherFaceV1
+from featherface.models.networks import FeatherFaceV1
 from featherface.training import command
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"

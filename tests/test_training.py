@@ -15,14 +15,13 @@ from tiny_runs import equal, prepare, tiny_config, trained
 
 from featherface.checkpoint import load_model, read_file, write_file
 from featherface.config import TrainConfig
-from featherface.devices import random_state, set_random_state
+from featherface.distributed import random_state, set_random_state
 from featherface.errors import CheckpointError, ConfigError, DataError, TrainingError
-from featherface.training import build, engine, norms
-from featherface.training.ema import make_ema
-from featherface.training.folder import clear_folder
-from featherface.training.run import Run, resumed_config
-from featherface.training.schedule import dropblock_probability, make_scheduler, warmup_steps
-from featherface.training.steps import DistillationStep
+from featherface.training import engine
+from featherface.training import step as build
+from featherface.training.optim import dropblock_probability, make_ema, make_scheduler, warmup_steps
+from featherface.training.state import Run, clear_folder, resumed_config
+from featherface.training.step import DistillationStep
 from featherface.training.validation import Validator
 
 
@@ -413,9 +412,9 @@ def test_weights_that_come_with_the_project_are_kept_beside_the_new_ones(config,
 
 def test_batch_norms_get_as_many_batches_as_were_asked_for(config, monkeypatch):
     seen = []
-    estimate = norms.estimate_batch_norms
+    estimate = engine.estimate_batch_norms
     monkeypatch.setattr(
-        norms, "estimate_batch_norms", lambda model, images: estimate(model, listed(images))
+        engine, "estimate_batch_norms", lambda model, images: estimate(model, listed(images))
     )
 
     def listed(images):

@@ -17,20 +17,23 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image, KeyP
 from featherface.anchors import make_anchors, match
 from featherface.config import TrainConfig
 from featherface.data.annotations import Photo
-from featherface.data.decode import PhotoFile, Window, decode, is_complete, open_photo
-from featherface.data.recipe import Colour, RandomSquareCrop, anchors_to_meet, draw_colour
-from featherface.data.transforms import (
+from featherface.data.augment import (
     FILL_RGB,
     IGNORE_VISIBLE,
+    Colour,
+    RandomSquareCrop,
     Sample,
+    anchors_to_meet,
     change_colour,
     crop,
+    draw_colour,
     fill_outside,
     flip_faces,
     to_target,
     training_transform,
 )
 from featherface.errors import DataError
+from featherface.images import PhotoFile, Window, decode, is_complete, open_photo
 from featherface.structures import Target
 
 PLAIN = TrainConfig(image_size=96, photometric_prob=0.0, flip_prob=0.0)
@@ -165,7 +168,7 @@ def test_a_large_photo_is_decoded_shrunk_in_training(tmp_path, monkeypatch):
         shrinks.append(shrink)
         return decode(file, shrink)
 
-    monkeypatch.setattr("featherface.data.decode.decode", spy)
+    monkeypatch.setattr("featherface.images.decode", spy)
     image, _ = augment(photo, PLAIN.replace(crop_scale_min=1.0))
     assert image.shape == (3, 96, 96)
     assert shrinks[0] in (8, 4)  # 800..1600 pixels for 96
@@ -303,7 +306,7 @@ def test_faces_are_chosen_alike_and_meet_each_of_their_anchor_sizes_alike(monkey
         chosen.append(face)
         return anchors_to_meet(face, **limits)
 
-    monkeypatch.setattr("featherface.data.recipe.anchors_to_meet", spy)
+    monkeypatch.setattr("featherface.data.augment.anchors_to_meet", spy)
     windows = [sampled_window([LARGE, SMALL], seed=seed) for seed in range(1200)]
     faces = np.array(chosen).round()
     assert abs((faces == 30).mean() - 0.5) < 0.05 and set(faces) == {30, 300}

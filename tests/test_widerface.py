@@ -17,9 +17,13 @@ from tiny_sets import (
 )
 
 from featherface.data.annotations import Photo
-from featherface.data.prepare import fingerprint
-from featherface.data.unlabelled import read_unlabelled
-from featherface.data.widerface import find_dataset, read_annotations, read_split
+from featherface.data.widerface import (
+    find_dataset,
+    fingerprint,
+    read_annotations,
+    read_split,
+    read_unlabelled,
+)
 from featherface.errors import DataError
 
 

@@ -7,7 +7,7 @@ from tiny_sets import draw_squares
 
 from featherface.checkpoint import FORMAT, read_file, write_file
 from featherface.config import TrainConfig
-from featherface.models.v1 import FeatherFaceV1
+from featherface.models.networks import FeatherFaceV1
 from featherface.training import engine
 
 

@@ -10,15 +10,15 @@ import pandas as pd
 import torch
 
 from featherface.anchors import make_anchors
-from featherface.benchmark.timing import one_thread
+from featherface.benchmark.paired import one_thread
 from featherface.config import TrainConfig
 from featherface.data.annotations import Photo
 from featherface.data.loader import make_loader
 from featherface.data.widerface import read_split
+from featherface.detector import normalise
 from featherface.errors import DataError
-from featherface.losses.multibox import multibox_loss
-from featherface.models.v2 import FeatherFaceV2
-from featherface.preprocess import normalise
+from featherface.losses import multibox_loss
+from featherface.models.networks import FeatherFaceV2
 from featherface.structures import Predictions
 
 

@@ -15,9 +15,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from featherface.benchmark.costs import operation_counter
+from featherface.benchmark.speed import operation_counter
 from featherface.config import TrainConfig
-from featherface.training.steps import autocast
+from featherface.training.step import autocast
 
 
 def timed(work: Callable[[], Any], device: torch.device) -> float:

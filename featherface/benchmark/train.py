@@ -15,29 +15,33 @@ import pandas as pd
 import torch
 
 from featherface.anchors import make_anchors
+from featherface.benchmark.paired import one_thread
 from featherface.benchmark.roofline import counted, measured_roofs, median, timed
-from featherface.benchmark.timing import one_thread
-from featherface.benchmark.untrained import v1_or_untrained
+from featherface.benchmark.speed import v1_or_untrained
 from featherface.config import TrainConfig
 from featherface.data.annotations import Photo
-from featherface.data.cache import PhotoCache, build_cache
-from featherface.data.cached import make_batches
-from featherface.data.decode import open_photo
+from featherface.data.augment import crop, training_transform
+from featherface.data.cache import PhotoCache, build_cache, make_batches
 from featherface.data.loader import EpochSampler, worker_count
 from featherface.data.mixing import mix
-from featherface.data.transforms import crop, training_transform
 from featherface.data.widerface import read_split
-from featherface.devices import pick_device
+from featherface.detector import normalise
+from featherface.distributed import pick_device
 from featherface.files import write_text
-from featherface.models.v2 import FeatherFaceV2
-from featherface.preprocess import normalise
+from featherface.images import open_photo
+from featherface.models.networks import FeatherFaceV2
 from featherface.structures import Batch
-from featherface.training.build import make_optimizer
-from featherface.training.compiling import compile_networks, is_wanted
-from featherface.training.ema import make_ema
-from featherface.training.memory import trial_of
-from featherface.training.steps import DistillationStep, autocast
-from featherface.training.teacher import TorchTeacher, make_teacher
+from featherface.training.optim import make_ema
+from featherface.training.step import (
+    DistillationStep,
+    TorchTeacher,
+    autocast,
+    compile_networks,
+    is_wanted,
+    make_optimizer,
+    make_teacher,
+    trial_of,
+)
 
 LOADING_PHOTOS = 32  # that decoding and augmenting are measured on
 COLUMNS = "part seconds images_per_second gflop mb bound achieved gib".split()

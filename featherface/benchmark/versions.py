@@ -13,7 +13,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from featherface.errors import ConfigError, TrainingError
-from featherface.provenance import CHECKOUT, git
+from featherface.files import CHECKOUT, git
 
 EPOCHS = 2  # the last one is reported: the first starts processes and warms memory up
 

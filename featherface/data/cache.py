@@ -6,8 +6,11 @@ decodes whole batches; else, and what it cannot read, loader processes do (pixel
 grey level here and there).
 """
 
+import mmap
+import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -19,12 +22,142 @@ from tqdm.auto import tqdm
 
 from featherface.config import TrainConfig
 from featherface.data.annotations import Photo
-from featherface.data.decode import SHRINKS, PhotoFile, decode, open_header, open_photo
-from featherface.data.loader import one_thread, worker_count
-from featherface.data.places import choose_place
+from featherface.data.loader import EpochSampler, FaceLoader, make_loader, one_thread, worker_count
 from featherface.data.render import Plan, render
-from featherface.data.sharing import ALONE, Machine, can_share, shared_bytes
-from featherface.errors import DataError
+from featherface.distributed import ALONE, Machine
+from featherface.errors import ConfigError, DataError
+from featherface.images import SHRINKS, PhotoFile, decode, open_header, open_photo
+from featherface.structures import Batch
+
+FOLDER = Path("/dev/shm")
+USABLE = 0.9  # share of its room: the loader's processes send their batches through it, too
+
+
+def can_share(size: int, machine: Machine) -> bool:
+    """Whether there is something to share and room for `size` bytes; all processes answer alike."""
+    several = machine.total > 1
+    try:
+        status = os.statvfs(FOLDER)
+        room = status.f_bavail * status.f_frsize
+    except (OSError, AttributeError):  # not Linux
+        room = 0
+    useful, full = machine.any(several), machine.any(several and size > USABLE * room)
+    return useful and not full
+
+
+def shared_bytes(size: int, machine: Machine) -> Tensor | None:
+    """(size,) uint8 that the machine's processes see alike, zero. All call it, after `can_share`.
+
+    None, in all processes, where the system refuses it to one.
+    """
+    path, first = FOLDER / f"featherface-{machine.name}", machine.number == 0
+    file = memory = None
+    try:
+        if first:
+            file = _open(path, size)
+        if machine.any(first and file is None):
+            return None
+        file = file if first else _open(path)
+        memory = None if file is None else _map(file, size)
+        if machine.any(memory is None):
+            return None
+        if first:
+            path.unlink()  # everyone has it: from here on nothing can be left behind
+        # all of the memory now: better refused than a crash at the first byte too many
+        if machine.any(first and not _done(os.posix_fallocate, file, 0, size)):
+            return None
+    finally:
+        if first:
+            path.unlink(missing_ok=True)
+        if file is not None:
+            os.close(file)
+    assert memory is not None
+    return torch.frombuffer(memory, dtype=torch.uint8)
+
+
+def _open(path: Path, size: int | None = None) -> int | None:
+    """The file, made with this size where one is given, to read and write; None if refused."""
+    made = 0 if size is None else os.O_CREAT | os.O_EXCL
+    try:
+        file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | made, 0o600)
+    except OSError:
+        return None
+    if size is not None and not _done(os.ftruncate, file, size):
+        os.close(file)
+        return None
+    return file
+
+
+def _map(file: int, size: int) -> mmap.mmap | None:
+    try:
+        return mmap.mmap(file, size)
+    except (OSError, ValueError):
+        return None
+
+
+def _done(action: Callable[..., None], *arguments: int | None) -> bool:
+    """Whether the system does it."""
+    try:
+        action(*arguments)
+    except OSError:
+        return False
+    return True
+
+
+DEVICE_SHARE = 0.6  # of the free device memory that the photos may take
+HOST_SHARE = 0.5  # of the available host memory
+UNKNOWN_HOST = 4 * 2**30  # free host memory where the system does not tell
+
+
+def choose_place(
+    cache: str,
+    size: int,
+    device: torch.device,
+    *,
+    machine: Machine = ALONE,
+    sharing: bool = False,
+) -> torch.device | None:
+    """The memory to keep `size` bytes in: the device's, the host's, or None for neither.
+
+    `auto` takes the first of device and host that fits, in all processes of the run. sharing: the
+    machine's processes keep them once. ConfigError where what is asked for does not fit.
+    """
+    host = torch.device("cpu")
+    memory = {"device": (device, DEVICE_SHARE), "ram": (host, HOST_SHARE)}
+    wanted = ("device", "ram") if cache == "auto" else (cache,)
+    for name in wanted:
+        place, share = memory[name]
+        free = free_bytes(place) * (machine.total if sharing and place == host else 1)
+        if not machine.any(size > share * free):
+            return place
+    if cache == "auto":
+        return None
+    reason = f"of {free / 2**30:.1f} GiB free {100 * share:.0f} % may be used"
+    if size <= share * free:
+        reason = "too much for another process of the run"
+    if machine.total > 1 and not sharing and place == host:
+        reason += f" by each process, as {FOLDER} has no room for one copy for all"
+    raise ConfigError(
+        f"--cache {cache}: the photos take {size / 2**30:.1f} GiB, {reason}; lower --cache-side, "
+        f"or use --cache {'ram' if cache == 'device' else 'none'}"
+    )
+
+
+def free_bytes(place: torch.device) -> int:
+    """Free memory of a CUDA device, or this process's share of what the host has available."""
+    if place.type == "cuda":
+        return torch.cuda.mem_get_info(place)[0]
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        found = next(line for line in lines if line.startswith("MemAvailable:"))
+        return 1024 * int(found.split()[1]) // processes
+    except (OSError, StopIteration):  # not Linux: half of what there is, or a modest guess
+        names = getattr(os, "sysconf_names", {})
+        if "SC_PHYS_PAGES" not in names:
+            return UNKNOWN_HOST // processes
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // processes
+
 
 RENDER_BYTES = 2**31  # about what rendering may take at a time
 DECODED_TOGETHER = 32  # photos a batch on the device
@@ -266,3 +399,34 @@ def _decode_alone(data: Tensor, device: torch.device) -> Tensor | None:
         return _decode_together([data], device)[0]
     except (RuntimeError, ValueError):
         return None
+
+
+class CachedLoader:
+    """Batches whose images are made on the device; their targets are still on the host."""
+
+    def __init__(
+        self, plans: FaceLoader, cache: PhotoCache, *, size: int, device: torch.device
+    ) -> None:
+        self.plans, self.cache, self.size, self.device = plans, cache, size, device
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for plans, targets in self.plans:
+            yield Batch(self.cache.render(plans, size=self.size, device=self.device), targets)
+
+
+def make_batches(
+    photos: Sequence[Photo],
+    config: TrainConfig,
+    device: torch.device,
+    cache: PhotoCache | None,
+    *,
+    shard: tuple[int, int] = (0, 1),
+) -> tuple[FaceLoader | CachedLoader, EpochSampler]:
+    """`make_loader`, or the same from the cache of these photos. Raises as `make_loader` does."""
+    if cache is None:
+        return make_loader(photos, config, shard=shard)
+    loader, sampler = make_loader(photos, config, files=cache.files, shard=shard)
+    return CachedLoader(loader, cache, size=config.image_size, device=device), sampler

@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from featherface.config import TrainConfig
 from featherface.data.annotations import Photo
-from featherface.data.decode import PhotoFile
+from featherface.data.augment import training_transform
 from featherface.data.render import plan_row
-from featherface.data.transforms import training_transform
 from featherface.errors import ConfigError, DataError
+from featherface.images import PhotoFile
 from featherface.structures import Batch, Target
 
 MAX_WORKERS = 8
@@ -30,7 +30,7 @@ Key = tuple[int, int]  # (epoch, index)
 class FaceDataset(Dataset):
     """Augmented photos, by key (epoch, index) → (image (3, S, S) uint8 RGB, Target).
 
-    With the headers of the photos' `files`, pixels are made elsewhere (featherface.data.cached):
+    With the headers of the photos' `files`, pixels are made elsewhere (featherface.data.cache):
     in place of the image comes its plan (NUMBERS,), drawn from the same seed.
     """
 
@@ -41,7 +41,7 @@ class FaceDataset(Dataset):
         files: Sequence[PhotoFile] | None = None,
     ) -> None:
         self.photos, self.files = photos, files
-        self.seed, self.replay_epochs = config.seed, config.replay_epochs
+        self.seed = config.seed
         self.transform = training_transform(config)
 
     def __len__(self) -> int:
@@ -49,8 +49,6 @@ class FaceDataset(Dataset):
 
     def __getitem__(self, key: Key) -> tuple[Tensor, Target]:
         epoch, index = key
-        if self.replay_epochs:
-            epoch %= self.replay_epochs
         with torch.random.fork_rng(devices=[]):
             # not torch.manual_seed: it would also reseed the GPUs of the training loop
             torch.default_generator.manual_seed(_mix(self.seed, epoch, index))

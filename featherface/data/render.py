@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featherface.data.decode import PhotoFile
-from featherface.data.recipe import Recipe
-from featherface.data.transforms import FILL_RGB, LUMA, Place, colour_matrix, colour_offset
+from featherface.data.augment import FILL_RGB, LUMA, Place, Recipe, colour_matrix, colour_offset
+from featherface.images import PhotoFile
 
 NUMBERS = 20  # of a Plan, as one row
 

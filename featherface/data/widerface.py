@@ -1,7 +1,17 @@
 """WIDER FACE on disk: where the photos and the annotation of a split lie, in any known layout."""
 
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from PIL import ExifTags, Image
+from tqdm.auto import tqdm
 
 from featherface.data.annotations import (
     Photo,
@@ -11,6 +21,7 @@ from featherface.data.annotations import (
     read_annotations,
 )
 from featherface.errors import DataError
+from featherface.images import decode, open_photo
 
 __all__ = ["Photo", "Source", "find_dataset", "read_annotations", "read_split"]
 
@@ -106,3 +117,375 @@ def read_split(
     source = find_dataset(root, split, annotation)
     photos = read_annotations(source.annotation, source.images)
     return photos[:limit] if limit > 0 else photos
+
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FULL_COUNTS = {"train": 12_880, "val": 3_226, "test": 16_097}
+LANDMARK_HELP = (
+    "no landmarks here: training works without (the landmark loss is masked, or the teacher "
+    "supplies them); for real ones get RetinaFace's annotation package, linked from "
+    "https://github.com/deepinsight/insightface/tree/master/detection/retinaface, and put its "
+    "train/label.txt under {root}/train/"
+)
+WEBSITE = "http://shuoyang1213.me/WIDERFACE"
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """What one split holds."""
+
+    split: str
+    source: Source
+    photos: int
+    faces: int
+    faces_with_landmarks: int
+    missing: tuple[str, ...]  # names of photos that are not there
+    unreadable: tuple[str, ...]  # one line each: which photo and why
+    fingerprint: str  # sha256 of the sorted names and boxes
+
+    @property
+    def is_full(self) -> bool:
+        """Whether this is WIDER FACE's whole split, not a subset or another set."""
+        return self.photos == FULL_COUNTS[self.split]
+
+    @property
+    def problems(self) -> list[str]:
+        """One clear phrase for each thing that makes the split unusable."""
+        found = [] if self.photos else [f"{self.split}: the annotation names no photo"]
+        if self.missing:
+            example = self.source.images / self.missing[0]
+            found.append(f"{self.split}: {len(self.missing):,} photos missing, first {example}")
+        if self.unreadable:
+            count = len(self.unreadable)
+            found.append(f"{self.split}: {count:,} photos unreadable, first: {self.unreadable[0]}")
+        return found
+
+
+@dataclass(frozen=True)
+class Report:
+    """The state of a data folder; `str(report)` is for people, `to_dataframe` for notebooks."""
+
+    root: Path
+    splits: tuple[SplitReport, ...]
+    absent: tuple[str, ...]  # one line for each split that was not found
+
+    @property
+    def problems(self) -> list[str]:
+        found = [problem for split in self.splits for problem in split.problems]
+        return found if self.splits else [*found, *self.absent]
+
+    @property
+    def ready(self) -> bool:
+        """Something was found and all of it is usable; a subset or a split alone is usable."""
+        return not self.problems
+
+    @property
+    def verdict(self) -> str:
+        """One line: `ready: …` or `not ready: …`."""
+        if self.problems:
+            return f"not ready: {'; '.join(self.problems)}"
+        parts = [
+            f"{item.split} {item.photos:,} photos, {item.faces:,} faces" for item in self.splits
+        ]
+        whole = all(item.is_full for item in self.splits) and not self.absent
+        extent = "all of WIDER FACE train and val" if whole else "a subset or another set"
+        return f"ready: {'; '.join(parts)} ({extent})"
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """One row a split."""
+        import pandas as pd
+
+        rows = [
+            {
+                "split": item.split,
+                "photos": item.photos,
+                "of": FULL_COUNTS[item.split],
+                "faces": item.faces,
+                "with landmarks": item.faces_with_landmarks,
+                "annotation": item.source.kind,
+                "missing": len(item.missing),
+                "unreadable": len(item.unreadable),
+                "fingerprint": item.fingerprint[:12],
+            }
+            for item in self.splits
+        ]
+        return pd.DataFrame(rows)
+
+    def __str__(self) -> str:
+        lines = [f"data folder {self.root}"]
+        for item in self.splits:
+            share = "complete" if item.is_full else "a subset or another set"
+            lines += [
+                f"{item.split}: {item.photos:,} of {FULL_COUNTS[item.split]:,} photos ({share}), "
+                f"{item.faces:,} faces, {item.faces_with_landmarks:,} with landmarks",
+                f"  photos      {item.source.images}",
+                f"  annotation  {item.source.annotation} ({item.source.kind} format)",
+                f"  fingerprint {item.fingerprint}",
+            ]
+        lines += [f"not found: {line}" for line in self.absent]
+        if self.splits and not any(item.faces_with_landmarks for item in self.splits):
+            lines.append(LANDMARK_HELP.format(root=self.root))
+        return "\n".join([*lines, self.verdict])
+
+
+def verify(
+    root: str | Path,
+    *,
+    splits: Sequence[str] = ("train", "val"),
+    deep: bool = False,
+    progress: bool = True,
+) -> Report:
+    """Check every photo that the annotations under `root` name, and describe the data.
+
+    By default a photo's header and end-of-image marker are checked; `deep` decodes every pixel.
+    A split that is not there is reported as absent. Raises DataError for a malformed annotation.
+    """
+    root = Path(root)
+    reports: list[SplitReport] = []
+    absent: list[str] = []
+    for split in splits:
+        try:
+            source = find_dataset(root, split)
+        except DataError as error:
+            if str(error) not in absent:
+                absent.append(str(error))
+            continue
+        if any(item.source == source for item in reports):
+            continue  # one set without splits: found again
+        reports.append(_verify_split(split, source, deep=deep, progress=progress))
+    return Report(root, tuple(reports), tuple(absent))
+
+
+def _verify_split(split: str, source: Source, *, deep: bool, progress: bool) -> SplitReport:
+    photos = read_annotations(source.annotation, source.images)
+    missing, unreadable = [], []
+    for photo in tqdm(photos, desc=f"check {split}", unit="photo", disable=not progress):
+        if not photo.path.is_file():
+            missing.append(photo.name)
+            continue
+        try:
+            _check_photo(photo.path, deep=deep)
+        except DataError as error:
+            unreadable.append(str(error))
+    return SplitReport(
+        split=split,
+        source=source,
+        photos=len(photos),
+        faces=sum(len(photo.boxes) for photo in photos),
+        faces_with_landmarks=sum(int(photo.landmark_mask.any(1).sum()) for photo in photos),
+        missing=tuple(missing),
+        unreadable=tuple(unreadable),
+        fingerprint=fingerprint(photos),
+    )
+
+
+def _check_photo(path: Path, *, deep: bool) -> None:
+    file = open_photo(path)
+    if deep:
+        decode(file)
+
+
+def fingerprint(photos: Sequence[Photo]) -> str:
+    """sha256 over names and boxes, sorted by name: the same data in any layout give the same.
+
+    An unlabelled photo is told from one that is known to hold no face.
+    """
+    digest = hashlib.sha256()
+    for photo in sorted(photos, key=lambda item: (item.name, not item.labelled)):
+        digest.update(photo.name.encode())
+        digest.update(np.ascontiguousarray(photo.boxes, "<f4").tobytes())
+        if not photo.labelled:
+            digest.update(b"\0unlabelled\0")  # no name holds a zero byte
+            digest.update(np.ascontiguousarray(photo.likely, "<f4").tobytes())
+    return digest.hexdigest()
+
+
+def download(root: str | Path, *, splits: Sequence[str] = ("train", "val")) -> None:
+    """Download and unpack the photos of the splits and the annotations into `root`.
+
+    Uses the addresses and checksums of torchvision.datasets.WIDERFace. What is there already is
+    left alone; an archive placed in `root` by hand is used. Raises DataError when a download fails.
+    """
+    from torchvision.datasets.widerface import WIDERFace
+
+    root = Path(root)
+    for file_id, checksum, name in WIDERFace.FILE_LIST:
+        if name in {f"WIDER_{split}.zip" for split in splits}:
+            _fetch(root, name, checksum, drive_id=file_id)
+    url, checksum, name = WIDERFace.ANNOTATIONS_FILE
+    _fetch(root, name, checksum, url=url)
+
+
+def _fetch(root: Path, name: str, checksum: str, *, drive_id: str = "", url: str = "") -> None:
+    from torchvision.datasets import utils
+
+    folder = root / Path(name).stem
+    archive = root / name
+    if folder.is_dir():
+        return
+    try:
+        if not utils.check_integrity(archive, checksum):
+            if drive_id:
+                utils.download_file_from_google_drive(drive_id, root, name, checksum)
+            else:
+                utils.download_url(url, root, name, checksum)
+        _unpack(archive, folder)
+    except Exception as error:  # gdown, urllib and zipfile each raise kinds of their own
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise DataError(
+            f"could not get {name}: {reason[:200]}; download it from {WEBSITE} into {root} by "
+            "hand and run the same command again"
+        ) from error
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack beside and rename, so that an interrupted run leaves no folder that looks complete."""
+    from torchvision.datasets.utils import extract_archive
+
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    extract_archive(archive, partial)
+    os.replace(partial / folder.name, folder)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+BOX = ["x1", "y1", "x2", "y2"]
+AS_STORED = "kind"  # a column of tables whose boxes are in pixels of the photo as stored
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+
+def read_unlabelled(places: str, detections: str = "") -> list[Photo]:
+    """The photos in folders and tables (comma-separated), none of them labelled.
+
+    Of a folder all photos, also below it, sorted, named "<folder>/<path in it>". A table (.csv)
+    names photos and the faces or other places in them that their crops are to hold, as
+    scripts/detect.py and scripts/find_disagreements.py write it; its relative paths are seen from
+    the working folder. detections: such a table for the photos of the folders. Photos with an EXIF
+    orientation go without the boxes of scripts/detect.py, which turns them first.
+
+    Nothing at all ("") gives no photo. Raises DataError for a folder that is missing, a file, or
+    without photos, and for a table that cannot be read or names no photo of the folders. Like
+    labelled photos these are used as stored: an EXIF orientation is not applied.
+    """
+    if not places.strip():
+        return []
+    names = [name.strip() for name in places.split(",")]
+    if not all(names):
+        raise DataError(f"--unlabelled {places!r} has a comma with no folder beside it: remove it")
+    tables = [name for name in names if name.lower().endswith(".csv")]
+    wanted = "folders of photos, separated by commas,"
+    photos = [
+        photo
+        for name in names
+        if name not in tables
+        for photo in photos_in(name, "--unlabelled", wanted=wanted)
+    ]
+    if detections:
+        photos = _with_likely(photos, Path(detections).expanduser())
+    return photos + [photo for name in tables for photo in _of_table(Path(name).expanduser())]
+
+
+def _read_boxes(table: Path, flag: str) -> dict[Path, list[np.ndarray]]:
+    """The boxes of each file that a table names, pixels of the file as stored.
+
+    None where the table has them in the photo as shown, and it is shown turned.
+    """
+    try:
+        rows = pd.read_csv(table)
+        boxes = rows[BOX].to_numpy(np.float32)
+        if not np.isfinite(boxes).all():
+            raise ValueError("boxes with empty cells")
+        files = [Path(file).resolve() for file in rows["file"]]
+        as_stored = AS_STORED in rows
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it has no boxes of files"
+        raise DataError(
+            f"{flag}: {table} cannot be used ({reason}); give the detections.csv that "
+            "scripts/detect.py wrote for the photos, or a table of scripts/find_disagreements.py"
+        ) from error
+    found: dict[Path, list[np.ndarray]] = {}
+    for file, box in zip(files, boxes, strict=True):
+        found.setdefault(file, []).append(box)
+    return {
+        file: [] if not as_stored and _is_turned(file) else boxes for file, boxes in found.items()
+    }
+
+
+def _with_likely(photos: list[Photo], table: Path) -> list[Photo]:
+    """The photos with the boxes that the table has for their files."""
+    flag = "--unlabelled-faces"
+    found = _read_boxes(table, flag)
+    likely = [found.get(photo.path.resolve(), []) for photo in photos]
+    if not any(likely):
+        raise DataError(f"{flag}: {table} names none of the unlabelled photos; detect faces in them"
+                        " with scripts/detect.py")  # fmt: skip
+    return [
+        _likely(photo.path, photo.name, boxes) for photo, boxes in zip(photos, likely, strict=True)
+    ]
+
+
+def _of_table(table: Path) -> list[Photo]:
+    """The photos that the table names, sorted."""
+    found = _read_boxes(table, "--unlabelled")
+    found = {path: boxes for path, boxes in found.items() if path.suffix.lower() in PHOTO_SUFFIXES}
+    missing = [path for path in sorted(found) if not path.is_file()]
+    if missing:
+        raise DataError(
+            f"--unlabelled: {len(missing)} photos that {table} names are not there, the first is "
+            f"{missing[0]}; make the table anew"
+        )
+    if not found:
+        raise DataError(f"--unlabelled: {table} names no photo; leave it out")
+    try:
+        root = os.path.commonpath([path.parent for path in found])  # the same where all is moved
+    except ValueError:  # on several drives of Windows
+        return [_likely(path, f"{table.stem}/{path}", found[path]) for path in sorted(found)]
+    return [
+        _likely(path, f"{table.stem}/{path.relative_to(root).as_posix()}", found[path])
+        for path in sorted(found)
+    ]
+
+
+def _likely(path: Path, name: str, boxes: list[np.ndarray]) -> Photo:
+    return Photo.unlabelled(path, name, np.reshape(boxes, (-1, 4)).astype(np.float32))
+
+
+def _is_turned(path: Path) -> bool:
+    """Whether the photo is shown turned or mirrored: detected so, but trained on as stored."""
+    try:
+        with Image.open(path) as photo:
+            return photo.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    except (OSError, ValueError, SyntaxError):
+        return False  # the loader says what is wrong with it
+
+
+def photos_in(
+    folder: str | os.PathLike, flag: str, *, wanted: str = "a folder of photos"
+) -> list[Photo]:
+    """The photos in one folder and below it, as of `read_unlabelled`.
+
+    flag: what its errors name. wanted: what to give instead of a folder that does not exist.
+    """
+    folder = Path(folder).expanduser()  # the shell expands only the first of several
+    if folder.is_file():
+        raise DataError(f"{flag}: {folder} is a file; give the folder that holds the photos")
+    if not folder.is_dir():
+        raise DataError(f"{flag}: folder {folder} does not exist; give {wanted} or leave it out")
+    paths = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in PHOTO_SUFFIXES
+        and not path.name.startswith(".")  # previews that other systems leave beside photos
+        and path.is_file()
+    ]
+    if not paths:
+        raise DataError(
+            f"{flag}: no photo in {folder} or below it ({' '.join(PHOTO_SUFFIXES)}); put "
+            "some there or leave the folder out"
+        )
+    root = folder.resolve().name  # also where the folder is given as "."
+    return [
+        Photo.unlabelled(path, f"{root}/{path.relative_to(folder).as_posix()}") for path in paths
+    ]

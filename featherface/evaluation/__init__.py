@@ -1,14 +1,15 @@
 """How good a detector is: WIDER FACE's protocol, plain folders, agreement, calibration."""
 
-from featherface.evaluation.average_precision import Curve, Evaluation
-from featherface.evaluation.boxes import evaluate_boxes, precision_recall_boxes
-from featherface.evaluation.calibration import (
+from featherface.evaluation.consistency import compare
+from featherface.evaluation.curves import (
+    Curve,
+    Evaluation,
     OperatingPoint,
     Reliability,
     reliability,
     threshold_for_precision,
 )
-from featherface.evaluation.consistency import compare
+from featherface.evaluation.sets import evaluate_boxes, precision_recall_boxes
 from featherface.evaluation.submission import (
     EvaluationWarning,
     read_submission,

@@ -6,14 +6,120 @@ numbers of its eval_tools to the last bit (1,000 thresholds) and, beside them, t
 
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featherface.evaluation.average_precision import Evaluation, evaluate
-from featherface.evaluation.ground_truth import GroundTruth, read_ground_truth
-from featherface.evaluation.matching import match
-from featherface.evaluation.submission import Found, gather, image_stem
+from featherface.errors import DataError
+from featherface.evaluation.curves import Evaluation, evaluate, match
+from featherface.evaluation.submission import Found, gather, image_stem, name_some
+
+SETTINGS = ("easy", "medium", "hard")
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """The annotation of n images.
+
+    stems, events: n names; boxes: n arrays (F, 4) float64 x, y, w, h in pixels; kept: for each
+    setting n arrays (F,) bool, the faces that it looks for.
+    """
+
+    stems: list[str]
+    events: list[str]
+    boxes: list[np.ndarray]
+    kept: dict[str, list[np.ndarray]]
+
+    def subset(self, images: Iterable[str]) -> "GroundTruth":
+        """Only these images, in the order of the whole. DataError for one that is not here."""
+        wanted = {image_stem(name) for name in images}
+        unknown = wanted.difference(self.stems)
+        if unknown:
+            raise DataError(f"images not in the ground truth: {name_some(sorted(unknown))}")
+        if not wanted:
+            raise DataError("the subset of images to evaluate is empty: give at least one image")
+        rows = [row for row, stem in enumerate(self.stems) if stem in wanted]
+        return GroundTruth(
+            stems=[self.stems[row] for row in rows],
+            events=[self.events[row] for row in rows],
+            boxes=[self.boxes[row] for row in rows],
+            kept={name: [masks[row] for row in rows] for name, masks in self.kept.items()},
+        )
+
+
+def read_ground_truth(folder: str | os.PathLike) -> GroundTruth:
+    """Read the four files from `folder`, or from its subfolder ground_truth.
+
+    Raises DataError where a file is missing, cannot be read, or disagrees with the others.
+    """
+    root = Path(folder)
+    if (root / "ground_truth").is_dir():
+        root = root / "ground_truth"
+    path = root / "wider_face_val.mat"
+    events, files, boxes = _read(path, "event_list", "file_list", "face_bbx_list")
+    try:
+        counts = [len(cell) for cell in _cells(files)]
+        names = [str(event.item()) for event in _cells(events)]
+        truth = GroundTruth(
+            stems=[str(name.item()) for name in _inner(files)],
+            events=[name for name, count in zip(names, counts, strict=True) for _ in range(count)],
+            boxes=[box.astype(np.float64).reshape(-1, 4) for box in _inner(boxes)],
+            kept={},
+        )
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise DataError(f"{path} is not in the official nested form: {error}") from error
+    if len(truth.boxes) != len(truth.stems):
+        raise DataError(f"{path} has {len(truth.stems)} images but boxes for {len(truth.boxes)}")
+    for setting in SETTINGS:
+        truth.kept[setting] = _read_kept(root / f"wider_{setting}_val.mat", truth)
+    return truth
+
+
+def _read_kept(path: Path, truth: GroundTruth) -> list[np.ndarray]:
+    """The masks of the kept faces, an image each."""
+    lists = _inner(*_read(path, "gt_list"))
+    if len(lists) != len(truth.boxes):
+        raise DataError(f"{path} lists {len(lists)} images, wider_face_val.mat {len(truth.boxes)}")
+    masks = []
+    for stem, boxes, numbers in zip(truth.stems, truth.boxes, lists, strict=True):
+        mask = np.zeros(len(boxes), bool)
+        indices = np.asarray(numbers).ravel().astype(np.int64) - 1
+        if indices.size and not (indices.min() >= 0 and indices.max() < len(boxes)):
+            raise DataError(
+                f"{path} keeps a box that image {stem} does not have: use matching files"
+            )
+        mask[indices] = True
+        masks.append(mask)
+    return masks
+
+
+def _read(path: Path, *variables: str) -> list[Any]:
+    from scipy.io import loadmat  # late: it takes longer to import than all of this package
+
+    if not path.is_file():
+        raise DataError(
+            f"{path} is missing: the folder needs wider_face_val.mat, wider_easy_val.mat, "
+            "wider_medium_val.mat and wider_hard_val.mat of the official eval_tools"
+        )
+    try:
+        content = loadmat(path, variable_names=variables)
+        return [content[name] for name in variables]
+    except KeyError as error:
+        raise DataError(f"{path} has no variable {error}: fetch the official file again") from error
+    except Exception as error:  # the reader fails on damaged files in many ways (zlib, struct, …)
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DataError(f"{path} cannot be read ({reason}): fetch the official file") from error
+
+
+def _cells(cell: np.ndarray) -> list[np.ndarray]:
+    return list(cell.ravel())
+
+
+def _inner(cell: np.ndarray) -> list[np.ndarray]:
+    """The contents of a cell of cells (one inner cell an event), in order."""
+    return [content for event in _cells(cell) for content in _cells(event)]
 
 
 def evaluate_widerface(

@@ -10,13 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from featherface.config import ANCHOR_SIZES, STRIDES, VARIANCES
-from featherface.export.blocks import Context, Gate, Pyramid, Stem, separable
-from featherface.export.fold import make
-from featherface.models.heads import Heads
-from featherface.models.layers import ChannelGate, SharedAttention
+from featherface.export.blocks import Context, Gate, Pyramid, Stem, make, separable
+from featherface.models.layers import ChannelGate, Heads, SharedAttention
 from featherface.models.necks import LightBiFPN
-from featherface.models.v1 import FeatherFaceV1
-from featherface.models.v2 import FeatherFaceV2
+from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
 
 PARTS = (2, 4, 4, 20)  # channels of `head`: logits, centres, ln half sizes, landmarks
 

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from featherface.structures import Predictions
+
 
 def conv_bn(
     inputs: int, outputs: int, kernel: int, *, stride: int = 1, groups: int = 1
@@ -105,3 +107,89 @@ class SharedAttention(nn.Module):
         return [
             F.relu(self.spatial(gate(x)) + x) for gate, x in zip(self.channel, levels, strict=True)
         ]
+
+
+CHANNELS = (64, 128, 256)  # of P3, P4, P5
+
+
+def _activation() -> nn.Module:
+    return nn.LeakyReLU(0.1, inplace=True)
+
+
+def _separable(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        *conv_bn(inputs, inputs, 3, stride=stride, groups=inputs),
+        _activation(),
+        *conv_bn(inputs, outputs, 1),
+        _activation(),
+    )
+
+
+class MobileNetQuarter(nn.Module):
+    """(B, 3, H, W) → [P3 (B, 64, ⌈H/8⌉, ⌈W/8⌉), P4 (B, 128, …/16), P5 (B, 256, …/32)]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage1 = nn.Sequential(
+            nn.Sequential(*conv_bn(3, 8, 3, stride=2), _activation()),
+            _separable(8, 16),
+            _separable(16, 32, stride=2),
+            _separable(32, 32),
+            _separable(32, 64, stride=2),
+            _separable(64, 64),
+        )
+        self.stage2 = nn.Sequential(
+            _separable(64, 128, stride=2), *(_separable(128, 128) for _ in range(5))
+        )
+        self.stage3 = nn.Sequential(_separable(128, 256, stride=2), _separable(256, 256))
+        self.frozen = 0  # first blocks of stage1 that do not learn
+
+    def freeze(self, blocks: int) -> None:
+        """Keep the first blocks of stage1 as they are, their batch norms included: 0..6."""
+        self.frozen = blocks
+        self.stage1[:blocks].requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "MobileNetQuarter":
+        super().train(mode)
+        self.stage1[: self.frozen].eval()
+        return self
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        p3 = self.stage1(x)
+        p4 = self.stage2(p3)
+        return [p3, p4, self.stage3(p4)]
+
+
+ANCHORS_PER_CELL = 2
+
+
+class Heads(nn.Module):
+    """Feature maps of P3, P4, P5 → Predictions."""
+
+    def __init__(self, channels: int, levels: int = 3) -> None:
+        super().__init__()
+
+        def convolutions(values: int) -> nn.ModuleList:
+            return nn.ModuleList(
+                nn.Conv2d(channels, ANCHORS_PER_CELL * values, 1) for _ in range(levels)
+            )
+
+        self.boxes = convolutions(4)
+        self.classes = convolutions(2)
+        self.landmarks = convolutions(10)
+
+    @staticmethod
+    def _flatten(convolutions: nn.ModuleList, features: list[Tensor], values: int) -> Tensor:
+        levels = []
+        for convolution, x in zip(convolutions, features, strict=True):
+            y = convolution(x).permute(0, 2, 3, 1)  # (B, H, W, 2·values)
+            levels.append(y.reshape(y.shape[0], -1, values))  # (B, H·W·2, values)
+        return torch.cat(levels, dim=1)
+
+    def forward(self, features: list[Tensor]) -> Predictions:
+        return Predictions(
+            box_deltas=self._flatten(self.boxes, features, 4),
+            class_logits=self._flatten(self.classes, features, 2),
+            landmark_deltas=self._flatten(self.landmarks, features, 10),
+        )

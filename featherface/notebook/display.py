@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from PIL import Image as Pictures
 
 from featherface.errors import FeatherFaceError
+from featherface.files import CHECKOUT
 from featherface.plots import plot_pictures, save_figure
-from featherface.provenance import CHECKOUT
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,9 +19,8 @@ from nbformat import NotebookNode
 from traitlets import default
 
 from featherface.errors import ConfigError
-from featherface.files import check_writable, write_text
+from featherface.files import CHECKOUT, check_writable, write_text
 from featherface.notebook.display import PROBLEM, STATUS
-from featherface.provenance import CHECKOUT
 
 NOTEBOOK = CHECKOUT / "notebooks/03_train_evaluate_featherface_v2.ipynb"
 NO_ALT = 'alt="No description has been provided for this image"'  # what nbconvert writes

@@ -7,11 +7,9 @@ import pandas as pd
 from featherface.config import DISPLAY_SCORE, EVALUATION_SCORE
 from featherface.errors import ConfigError, DataError
 from featherface.evaluation import compare, reliability
-from featherface.evaluation.average_precision import Curve, Evaluation
-from featherface.evaluation.boxes import precision_recall_boxes
-from featherface.evaluation.calibration import setting_of_most_faces, summarise
+from featherface.evaluation.curves import Curve, Evaluation, setting_of_most_faces, summarise
 from featherface.evaluation.run import detect_photos
-from featherface.evaluation.sets import EvaluationSet, find_evaluation_set
+from featherface.evaluation.sets import EvaluationSet, find_evaluation_set, precision_recall_boxes
 from featherface.notebook.display import explained, note, show_figure, show_table
 from featherface.notebook.faces import detectors
 from featherface.notebook.published import published_curves

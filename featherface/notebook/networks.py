@@ -6,9 +6,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from featherface.benchmark.costs import operation_counter
-from featherface.models.v1 import FeatherFaceV1
-from featherface.models.v2 import FeatherFaceV2
+from featherface.benchmark.speed import operation_counter
+from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
 from featherface.notebook.display import explained, note, show_figure, show_table
 from featherface.notebook.sessions import Session
 from featherface.plots import plot_networks

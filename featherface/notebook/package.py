@@ -9,10 +9,10 @@ import pandas as pd
 from featherface.detector import Detector
 from featherface.errors import ConfigError, DataError, FeatherFaceError
 from featherface.evaluation import compare
+from featherface.files import CHECKOUT
 from featherface.notebook.display import explained, note, show_table, show_text
 from featherface.notebook.faces import sample_folder
 from featherface.notebook.sessions import Session
-from featherface.provenance import CHECKOUT
 from featherface.structures import Detections
 
 PACKAGE, GRAPH = "featherface_v2_deployment.pth", "featherface_v2_deployment.onnx"

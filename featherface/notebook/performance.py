@@ -8,14 +8,13 @@ from torch import nn
 
 from featherface.benchmark.speed import speed
 from featherface.checkpoint import load_model
-from featherface.files import write_text
-from featherface.models.v1 import FeatherFaceV1
+from featherface.files import versions, write_text
+from featherface.models.networks import FeatherFaceV1
 from featherface.notebook.display import explained, note, show_figure, show_table
 from featherface.notebook.measure import SMALLEST, ap_above
 from featherface.notebook.networks import network_table
 from featherface.notebook.sessions import Session
 from featherface.plots import plot_speed
-from featherface.provenance import versions
 
 TABLE = "performance_comparison.csv"
 SIZES = ((320, 320), (480, 640), (640, 640))  # height, width

@@ -21,10 +21,9 @@ import psutil  # comes with ipykernel: is the process still the one that was sta
 from featherface.checkpoint import read_file
 from featherface.config import PRESETS, TrainConfig
 from featherface.errors import CheckpointError, TrainingError
-from featherface.files import write_text
-from featherface.provenance import CHECKOUT
+from featherface.files import CHECKOUT, write_text
 from featherface.training.engine import checkpoint_path
-from featherface.training.run import FREE_ON_RESUME, SINCE_THEN
+from featherface.training.state import FREE_ON_RESUME, SINCE_THEN
 
 PID_FILE, LOG_FILE, TABLE = "training.pid", "training.log", "training_log.csv"
 STOP_SECONDS = 120  # a step, a validation and a save may have to end first

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from featherface.evaluation.average_precision import Curve, make_curve
+from featherface.evaluation.curves import Curve, make_curve
 
 FOLDER = Path("eval_tools/plot/baselines/Val/setting_int")
 SETTINGS = ("easy", "medium", "hard")

@@ -6,14 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from featherface.data.prepare import fingerprint
-from featherface.data.widerface import read_split
-from featherface.devices import pick_device
+from featherface.data.widerface import fingerprint, read_split
+from featherface.distributed import pick_device
 from featherface.errors import DataError
-from featherface.files import sha256, write_text
+from featherface.files import commit, sha256, versions, write_text
 from featherface.notebook.display import explained, note, show_table
 from featherface.notebook.sessions import RECORD, Session, shipped
-from featherface.provenance import commit, versions
 
 
 def write_record(current: Session) -> dict[str, Any]:

@@ -15,13 +15,12 @@ from typing import Any, ParamSpec, TypeVar
 
 from featherface.config import PRESETS, TrainConfig
 from featherface.data.demo import make_demo
-from featherface.data.prepare import FULL_COUNTS
-from featherface.data.widerface import read_split
+from featherface.data.widerface import FULL_COUNTS, read_split
 from featherface.detector import SHIPPED_WEIGHTS
 from featherface.errors import ConfigError, DataError, FeatherFaceError
-from featherface.evaluation.average_precision import Evaluation
+from featherface.evaluation.curves import Evaluation
 from featherface.evaluation.sets import EvaluationSet
-from featherface.provenance import CHECKOUT
+from featherface.files import CHECKOUT
 from featherface.structures import Detections
 
 MODES = ("auto", "quick", "full")

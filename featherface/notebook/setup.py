@@ -11,15 +11,15 @@ import torch
 from featherface.checkpoint import load_model
 from featherface.config import PRESETS, TrainConfig
 from featherface.data.annotations import Photo
-from featherface.data.decode import decode, open_photo
 from featherface.data.loader import make_loader, worker_count
 from featherface.data.mixing import cutmix, mixup
 from featherface.data.mixing_sheet import draw_mixed
-from featherface.data.prepare import verify
-from featherface.data.widerface import HOW_TO_GET, read_split
-from featherface.devices import pick_device
+from featherface.data.widerface import HOW_TO_GET, read_split, verify
+from featherface.distributed import pick_device
 from featherface.drawing import draw
 from featherface.errors import DataError, FeatherFaceError
+from featherface.files import commit, versions
+from featherface.images import decode, open_photo
 from featherface.notebook.display import (
     Live,
     explained,
@@ -33,10 +33,9 @@ from featherface.notebook.faces import counted
 from featherface.notebook.record import write_record
 from featherface.notebook.sessions import REAL_DATA, TEACHERS, Session, make_drawn_set, shipped
 from featherface.plots import plot_schedule
-from featherface.provenance import commit, versions
 from featherface.structures import Detections
-from featherface.training.photos import training_photos
-from featherface.training.schedule import make_scheduler
+from featherface.training.engine import training_photos
+from featherface.training.optim import make_scheduler
 
 
 @explained("the environment")

@@ -17,17 +17,15 @@ from tqdm.auto import tqdm
 
 from featherface.config import DISPLAY_SCORE, EVALUATION_SCORE, PUBLISHED, TrainConfig
 from featherface.data.annotations import Photo
-from featherface.data.prepare import fingerprint
+from featherface.data.widerface import fingerprint
 from featherface.detector import Detector
 from featherface.errors import ConfigError, DataError
-from featherface.evaluation.boxes import precision_recall_boxes
 from featherface.evaluation.consistency import compare_with_first
 from featherface.evaluation.run import detect_photos
-from featherface.files import atomic_path, sha256
-from featherface.provenance import commit
+from featherface.evaluation.sets import precision_recall_boxes
+from featherface.files import atomic_path, commit, sha256
 from featherface.structures import Detections
-from featherface.training.engine import train
-from featherface.training.photos import held_out_photos, training_photos
+from featherface.training.engine import held_out_photos, train, training_photos
 
 PUBLISHED_SETTINGS = (
     "temperature distill_form distill_box feature_form feature_attention mixup_prob cutmix_prob "

@@ -7,7 +7,7 @@ from typing import Any
 from featherface.cli import add_config_flags, flag, parser
 from featherface.config import PRESETS, TrainConfig
 from featherface.training.engine import checkpoint_path, train
-from featherface.training.run import resumed_config
+from featherface.training.state import resumed_config
 
 
 def train_command(defaults: TrainConfig, description: str | None) -> None:

@@ -12,12 +12,11 @@ import numpy as np
 import pandas as pd
 
 from featherface.data.annotations import Photo
-from featherface.data.decode import open_header
-from featherface.data.unlabelled import BOX
+from featherface.data.widerface import BOX
 from featherface.errors import ConfigError
 from featherface.evaluation.consistency import compare
-from featherface.evaluation.protocols import views
-from featherface.evaluation.run import BatchDetector, detect_photos
+from featherface.evaluation.run import BatchDetector, detect_photos, views
+from featherface.images import open_header
 from featherface.structures import Detections
 
 COLUMNS = ("file", "protocol", "kind", "score", *BOX)

@@ -1,50 +1,118 @@
 """The training loop, one for V1 and V2, in one process or several."""
 
+import itertools
+import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from featherface.config import TrainConfig
-from featherface.data.cache import build_cache
-from featherface.data.cached import make_batches
+from featherface.data.annotations import Photo
+from featherface.data.cache import build_cache, make_batches
 from featherface.data.loader import shared_batch
 from featherface.data.mixing import mix
-from featherface.data.prepare import fingerprint
-from featherface.devices import random_state, seed_device, set_random_state
-from featherface.errors import TrainingError
-from featherface.preprocess import normalise
-from featherface.structures import Batch
-from featherface.training.answers import check_room_for_answers
-from featherface.training.build import make_step
-from featherface.training.compiling import compile_networks, is_wanted
-from featherface.training.folder import (
-    check_folder,
-    checkpoint_path,
-    clear_folder,
-    forget_answers,
-    log_path,
-)
-from featherface.training.log import TrainingLog
-from featherface.training.memory import fitting_batch, memory_errors_explained, trial_of
-from featherface.training.norms import renew_batch_norms
-from featherface.training.photos import training_photos
-from featherface.training.processes import (
+from featherface.data.widerface import fingerprint, read_split, read_unlabelled
+from featherface.detector import normalise
+from featherface.distributed import (
     any_process,
     average_gradients,
     joined,
+    random_state,
+    seed_device,
+    set_random_state,
     this_machine,
     wait_for_all,
 )
-from featherface.training.run import Run
-from featherface.training.schedule import dropblock_probability
-from featherface.training.steps import autocast
-from featherface.training.stopping import GracefulStop
+from featherface.errors import ConfigError, TrainingError
+from featherface.structures import Batch
+from featherface.training.optim import dropblock_probability, estimate_batch_norms
+from featherface.training.state import (
+    Run,
+    TrainingLog,
+    check_folder,
+    checkpoint_path,
+    clear_folder,
+    log_path,
+)
+from featherface.training.step import (
+    autocast,
+    compile_networks,
+    fitting_batch,
+    is_wanted,
+    make_step,
+    memory_errors_explained,
+    trial_of,
+)
 from featherface.training.validation import Validator
+
+
+class GracefulStop:
+    """As a context: the first signal sets `requested`; a second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> "GracefulStop":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+
+HOLD_OUT_SEED = 0  # not the run's: runs of several seeds are compared on the same photos
+
+
+def training_photos(config: TrainConfig) -> list[Photo]:
+    """The labelled photos of the split, then the unlabelled ones, none of them held out.
+
+    ConfigError if V1 is given unlabelled photos: without a teacher they teach nothing; and for the
+    faces of unlabelled photos without the photos.
+    """
+    photos = _divided(config, held_out=False)
+    if not config.unlabelled:
+        if config.unlabelled_faces:
+            raise ConfigError(
+                "--unlabelled-faces is for the photos of --unlabelled: name their folders, or "
+                "leave it out"
+            )
+        return photos
+    if config.model == "v1":
+        raise ConfigError("--unlabelled needs a teacher, and V1 has none: leave it out")
+    kept_out = {photo.path.resolve() for photo in held_out_photos(config)}
+    unlabelled = read_unlabelled(config.unlabelled, config.unlabelled_faces)
+    return photos + [photo for photo in unlabelled if photo.path.resolve() not in kept_out]
+
+
+def held_out_photos(config: TrainConfig) -> list[Photo]:
+    """The labelled photos that `hold_out` keeps aside: the same for every seed."""
+    return _divided(config, held_out=True)
+
+
+def _divided(config: TrainConfig, *, held_out: bool) -> list[Photo]:
+    photos = read_split(config.data, config.split, config.training_dataset, limit=config.limit)
+    order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(photos))
+    count = round(config.hold_out * len(photos))
+    chosen = order[:count] if held_out else order[count:]
+    return [photos[index] for index in np.sort(chosen)]
+
 
 CHECK_EVERY = 10  # steps between looks at the loss: a look makes a GPU wait
 
@@ -75,8 +143,6 @@ def train(
         seed_device(config.seed + process.number, process.device)
         photos = training_photos(config)
         shared_batch(len(photos), config.batch_size, process.total)  # before a long decoding
-        if process.first:
-            check_room_for_answers(config, photos=len(photos))
         cache = build_cache(
             photos,
             config,
@@ -114,8 +180,6 @@ def train(
         if process.first:
             run.save_weights(final)
         wait_for_all()
-        if process.first:
-            forget_answers(config)
         run.say(f"done: {final}")
         return final
 
@@ -262,3 +326,25 @@ def _finish_epoch(run: Run) -> dict[str, Any]:
     }
     run.epoch, run.batch, run.sums, run.seconds, run.waited = run.epoch + 1, 0, {}, 0.0, 0.0
     return row
+
+
+def renew_batch_norms(run: Run, loader: Iterable[Batch], sampler: Any) -> None:
+    """Mean and variance of every batch norm for the averaged weights, over fresh batches.
+
+    Running averages with V1's momentum of 0.01 need some 500 steps to forget their start. The
+    batches are those of epochs after the run's last one, as many as `bn_batches` wants.
+    """
+    if run.config.model == "v2":
+        run.averaged_model.set_drop_prob(0.0)  # type: ignore[operator]
+    if run.config.bn_batches:
+        fresh = _batches_from(run.config.epochs, loader, sampler)
+        batches = itertools.islice(fresh, run.config.bn_batches * run.process.total)
+        pixels = (normalise(images.to(run.device)) for images, _ in batches)
+        estimate_batch_norms(run.averaged_model, pixels)
+
+
+def _batches_from(epoch: int, loader: Iterable[Batch], sampler: Any) -> Iterator[Batch]:
+    """Of that epoch and those after it, without end."""
+    for number in itertools.count(epoch):
+        sampler.set_epoch(number)
+        yield from loader

@@ -1,9 +1,13 @@
-"""The state of a training run: what is built from a config, saved to a checkpoint and resumed."""
+"""The folder that a run writes to: the names in it, and that no other run is lost there."""
 
+import itertools
+import shutil
+import tempfile
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -15,16 +19,124 @@ from featherface.checkpoint import (
     write_file,
 )
 from featherface.config import TrainConfig
-from featherface.devices import pick_device, random_state, seed_device, set_random_state
+from featherface.distributed import (
+    Process,
+    gathered,
+    pick_device,
+    random_state,
+    seed_device,
+    set_random_state,
+    share_state,
+)
 from featherface.errors import ConfigError, TrainingError
-from featherface.provenance import commit, versions
-from featherface.training.build import make_optimizer, make_step
-from featherface.training.ema import make_ema
-from featherface.training.folder import checkpoint_path
-from featherface.training.history import history_of
-from featherface.training.processes import Process, gathered, share_state
-from featherface.training.schedule import make_scheduler
-from featherface.training.teacher import TorchTeacher, digest_of
+from featherface.files import atomic_path, commit, sha256, versions
+from featherface.training.optim import make_ema, make_scheduler
+from featherface.training.step import TorchTeacher, digest_of, make_optimizer, make_step
+
+
+def checkpoint_path(config: TrainConfig, what: int | str) -> Path:
+    """…/FeatherFaceV2_epoch_10.pth, …_last.pth (to resume from), …_best.pth, …_final.pth."""
+    part = f"epoch_{what}" if isinstance(what, int) else what
+    return Path(config.save_folder) / f"FeatherFace{config.model.upper()}_{part}.pth"
+
+
+def log_path(config: TrainConfig) -> Path:
+    """The table with a row an epoch."""
+    return Path(config.save_folder) / "training_log.csv"
+
+
+def check_folder(config: TrainConfig, *, run_allowed: bool) -> None:
+    """Make the save folder, see that it can be written to, and that no run lies there.
+
+    TrainingError if one does, unless it may: to be resumed, or to be replaced by `clear_folder`.
+    OSError if the folder cannot be written to.
+    """
+    folder = Path(config.save_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+    last = checkpoint_path(config, "last")
+    if last.exists() and not run_allowed:
+        raise TrainingError(
+            f"{last}: a run lies here; go on with --resume, or start anew with --overwrite or in "
+            "another --save-folder"
+        )
+
+
+def clear_folder(config: TrainConfig) -> Path | None:
+    """Remove the run that lies there and its log, all but its final weights, which stay until
+    there are new ones.
+
+    Final weights without a run, as those that come with the project, are kept as
+    …_final_before.pth: returns its path then.
+    """
+    folder, last = Path(config.save_folder), checkpoint_path(config, "last")
+    if not last.exists():
+        return _keep_foreign_weights(config)
+    name = last.name.removesuffix("last.pth")
+    checkpoints = (*folder.glob(f"{name}epoch_*.pth"), checkpoint_path(config, "best"), last)
+    for old in (*checkpoints, log_path(config)):
+        old.unlink(missing_ok=True)
+    return None
+
+
+def _keep_foreign_weights(config: TrainConfig) -> Path | None:
+    final = checkpoint_path(config, "final")
+    if not final.exists():
+        return None
+    copies = (checkpoint_path(config, f"final_before{n or ''}") for n in itertools.count())
+    kept = next(path for path in copies if not path.exists() or sha256(path) == sha256(final))
+    with atomic_path(kept) as temporary:
+        shutil.copyfile(final, temporary)
+    return kept
+
+
+class TrainingLog:
+    """Rows of one run; `resume_from(epoch)` drops the rows that the resumed run will write
+    again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+
+    def resume_from(self, epoch: int) -> None:
+        """Keep the rows of the `epoch` epochs that are done."""
+        if not self.path.exists():
+            return
+        try:
+            frame = pd.read_csv(self.path)
+            self.rows = frame[frame["epoch"] <= epoch].to_dict("records")
+        except (ValueError, KeyError) as error:
+            raise TrainingError(
+                f"{self.path}: not a training log ({error}); move it away to resume without it"
+            ) from error
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        with atomic_path(self.path) as temporary:
+            pd.DataFrame(self.rows).to_csv(temporary, index=False, float_format="%.6g")
+
+
+FACTS = "config epoch batch steps_per_epoch data processes teacher commit mean_of".split()
+
+
+def history_of(config: TrainConfig) -> list[dict[str, Any]]:
+    """The runs behind the weights that this one starts from, oldest first; none without --weights.
+
+    A row has the `file` that the next run started from, its name alone, and what that tells of
+    `FACTS`: nothing if it is of another project. Rows that the file has of its own start come
+    first, as they are.
+    """
+    if not config.weights:
+        return []
+    content = read_file(config.weights)
+    row: dict[str, Any] = {"file": Path(config.weights).name}
+    if not is_checkpoint(content):
+        return [row]
+    earlier = content.get("history")
+    row |= {name: content[name] for name in FACTS if name in content}
+    return [*(earlier if isinstance(earlier, list) else []), row]
+
 
 # settings of where and how fast a run goes and how it is measured: free to change on --resume
 FREE_ON_RESUME = frozenset(

@@ -1,26 +1,101 @@
-"""One run in several processes, a GPU each: started by torchrun, alike but for their data.
-
-Every process holds the whole network and a part of each batch, which together are the batch that
---batch-size says, and computes the loss of all of it (featherface.losses.parallel). The gradients
-of the network are one megabyte: a single exchange of them after the backward pass takes less time
-than a wrapper that overlaps the two would save, and it leaves the step as it is.
-"""
+"""Choosing the device to compute on, and the state of its random numbers."""
 
 import os
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, distributed, nn
 
 from featherface.config import TrainConfig
-from featherface.data.sharing import Machine
-from featherface.devices import pick_device
 from featherface.errors import ConfigError
-from featherface.losses.parallel import process
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """ "auto": CUDA, else the CPU. Any other name is torch's; ConfigError when it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError(f"a detector does not run on {device.type}")
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ConfigError(f"device {name!r} is not available here; use auto or cpu") from error
+    return device
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of the generators that training on the device uses: "cpu", and the device's own."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Go on from `random_state`; a device's own state counts only on a device of that type."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    elif device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
+
+
+def seed_device(seed: int, device: torch.device) -> None:
+    """Start the device's own generator anew; the CPU's is left alone, as processes that share a
+    batch mix it by the same numbers (on CPUs their DropBlock masks are alike, too)."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+def process() -> tuple[int, int]:
+    """The number of this process, and of how many: (0, 1) outside a distributed run."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+
+def totals(*parts: Tensor) -> tuple[Tensor, ...]:
+    """Each tensor summed over the processes, with gradient, in one exchange; the same shapes."""
+    if process()[1] == 1:
+        return parts
+    flat = torch.cat([part.float().flatten() for part in parts])
+    summed = _Total.apply(flat).split([part.numel() for part in parts])
+    return tuple(new.view_as(part) for new, part in zip(summed, parts, strict=True))
+
+
+def mean_of(part: Tensor) -> Tensor:
+    """The mean over the processes, with gradient: of means over equal parts, that of the whole."""
+    return totals(part)[0] / process()[1]
+
+
+class _Total(torch.autograd.Function):
+    """Sum over the processes; its gradient is the sum of theirs.
+
+    torch.distributed.nn has the same, and says that it will go.
+    """
+
+    @staticmethod
+    def forward(context: Any, value: Tensor) -> Tensor:
+        return _summed(value)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return _summed(gradient)
+
+
+def _summed(value: Tensor) -> Tensor:
+    value = value.contiguous().clone()
+    distributed.all_reduce(value)
+    return value
+
 
 PATIENCE = timedelta(hours=2)  # the first process measures and writes while the others wait
 ENOUGH_FOR_NORMS = 16  # images a process from which its own batch statistics will do
@@ -88,6 +163,21 @@ def any_process(flag: bool) -> bool:
     found = torch.tensor(float(flag))  # on the CPU: no GPU is waited for
     distributed.all_reduce(found, distributed.ReduceOp.MAX)
     return bool(found)
+
+
+class Machine(NamedTuple):
+    """This process among those of its run on this machine; as it stands: alone.
+
+    Every process of the run calls `any` equally often: it is where they wait for each other.
+    """
+
+    number: int = 0
+    total: int = 1
+    any: Callable[[bool], bool] = bool  # in any process of the run, on all machines
+    name: str = ""  # of the run on this machine, not to be guessed
+
+
+ALONE = Machine()
 
 
 def this_machine() -> Machine:

@@ -17,12 +17,11 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from featherface.detector import Detector
+from featherface.detector import AnyDetector
 from featherface.drawing import draw
 from featherface.errors import ConfigError, DataError
 from featherface.files import atomic_path, write_text
 from featherface.images import read_image
-from featherface.onnx_detector import OnnxDetector
 from featherface.structures import LANDMARK_NAMES, Detections
 
 PHOTO_SUFFIXES = frozenset(
@@ -34,17 +33,6 @@ COLUMNS = (
     *("file", "frame", "score", "x1", "y1", "x2", "y2"),
     *(f"{name}_{axis}" for name in LANDMARK_NAMES for axis in "xy"),
 )
-
-
-AnyDetector = Detector | OnnxDetector
-
-
-def open_detector(
-    weights: str | os.PathLike | None, device: str, *settings: float | int | None
-) -> AnyDetector:
-    """OnnxDetector for an .onnx file, Detector for anything else; settings are theirs, in order."""
-    kind = OnnxDetector if str(weights).lower().endswith(".onnx") else Detector
-    return kind(weights, device, *settings)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

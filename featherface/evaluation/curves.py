@@ -1,0 +1,301 @@
+"""Which face each detection finds: the part of the WIDER FACE protocol that all settings share.
+
+The rules are those of the benchmark's eval_tools (Yang et al., "WIDER FACE: A Face Detection
+Benchmark", CVPR 2016): overlaps are measured with a pixel added to every width and height, each
+detection belongs to the face that it overlaps best, and of the detections of one face only the
+highest-scored is true. A setting then only says which faces it keeps (`Matches.judge`), so one pass
+over the images serves easy, medium, hard and any range of sizes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from featherface.errors import ConfigError, DataError
+
+MATCH_IOU = 0.5
+_MOST_OVERLAPS = 1 << 20  # entries of one IoU matrix: bounds the memory at crowds and 5,000 boxes
+
+
+@dataclass(frozen=True)
+class Matches:
+    """All N detections of a set of images, highest score first, and the face that each one finds.
+
+    scores (N,) float64, descending; face (N,) int: index among all the faces of the set, −1 where
+    no face overlaps by an IoU of 0.5; first (N,) bool: no higher-scored detection finds this face.
+    """
+
+    scores: np.ndarray
+    face: np.ndarray
+    first: np.ndarray
+
+    def judge(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The detections that count where only the faces in `kept` (G,) bool are looked for.
+
+        Returns scores (M,), descending, and true (M,) bool. A detection whose best face is not
+        kept is dropped, even if it overlaps a kept one too. A second detection of a face is false.
+        """
+        counts = np.append(kept, True)[self.face]  # face −1, none, reads the appended True
+        return self.scores[counts], self.first[counts]
+
+
+def match(detections: Sequence[np.ndarray], faces: Sequence[np.ndarray]) -> Matches:
+    """Match image by image.
+
+    detections: an array (K, 5) x, y, w, h, score an image, in any order; faces: an array (F, 4)
+    x, y, w, h an image, pixels. The faces of the set are numbered in the order given.
+    """
+    found = [np.zeros(0, np.int64)]
+    total = 0
+    for rows, boxes in zip(detections, faces, strict=True):
+        found.append(_best_face(rows[:, :4], boxes, total))
+        total += len(boxes)
+    scores = np.concatenate([np.zeros(0), *(rows[:, 4] for rows in detections)])
+    order = np.argsort(-scores, kind="stable")
+    face = np.concatenate(found)[order]
+    first = np.zeros(len(face), bool)
+    first[np.unique(face, return_index=True)[1]] = True
+    return Matches(scores[order], face, first & (face >= 0))
+
+
+def _best_face(boxes: np.ndarray, faces: np.ndarray, offset: int) -> np.ndarray:
+    """(K,) int: offset + the index of the first face of highest IoU, or −1 below `MATCH_IOU`."""
+    best = np.full(len(boxes), -1)
+    if not len(faces):
+        return best
+    step = max(1, _MOST_OVERLAPS // len(faces))
+    for start in range(0, len(boxes), step):
+        overlaps = _iou(boxes[start : start + step], faces)
+        nearest = overlaps.argmax(axis=1)
+        enough = overlaps[np.arange(len(nearest)), nearest] >= MATCH_IOU
+        best[start : start + step] = np.where(enough, nearest + offset, -1)
+    return best
+
+
+def _iou(boxes: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """(K, F) IoU of x, y, w, h boxes in the benchmark's convention: x2 = x + w, then sizes + 1.
+
+    The order of the operations is that of the usual evaluator, so that ties and values next to 0.5
+    fall the same way to the last bit.
+    """
+    low, high = boxes[:, None, :2], boxes[:, None, :2] + boxes[:, None, 2:]
+    face_low, face_high = faces[None, :, :2], faces[None, :, :2] + faces[None, :, 2:]
+    sides = np.minimum(high, face_high) - np.maximum(low, face_low) + 1  # (K, F, 2)
+    np.maximum(sides, 0, out=sides)
+    inside = sides[..., 0] * sides[..., 1]
+    area, face_area = (high - low + 1).prod(axis=2), (face_high - face_low + 1).prod(axis=2)
+    union = area + face_area - inside
+    # boxes of negative size (the annotation has a few) overlap nothing, whatever their "union"
+    return np.divide(inside, union, out=np.zeros_like(inside), where=inside > 0)
+
+
+THRESHOLDS = 1 - np.arange(1, 1001) / 1000  # of the rescaled scores: 0.999, 0.998, …, 0
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What one setting (easy, small, …) makes of the detections.
+
+    scores (M,) descending and true (M,) bool: the detections that count, see `Matches.judge`;
+    thresholds, recall, precision (T,): the exact curve, one point a distinct score, highest first;
+    ap: the official average precision, ap_exact: the exact one, in 0..1, NaN where there is no
+    face; faces: the number of faces looked for.
+    """
+
+    scores: np.ndarray
+    true: np.ndarray
+    thresholds: np.ndarray
+    recall: np.ndarray
+    precision: np.ndarray
+    ap: float
+    ap_exact: float
+    faces: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A curve a setting, over a number of images."""
+
+    curves: dict[str, Curve]
+    images: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """{setting: {"ap", "ap_exact", "faces"}, …, "images": n}, plain numbers, AP in 0..1."""
+        settings: dict[str, Any] = {
+            name: {"ap": curve.ap, "ap_exact": curve.ap_exact, "faces": curve.faces}
+            for name, curve in self.curves.items()
+        }
+        return {**settings, "images": self.images}
+
+
+def evaluate(matches: Matches, settings: Mapping[str, np.ndarray], images: int) -> Evaluation:
+    """Judge the same matches under every setting: a (G,) bool mask of the faces it keeps."""
+    low, high = 1.0, 0.0  # where the usual evaluator starts its running minimum and maximum
+    if len(matches.scores):
+        low, high = min(low, matches.scores[-1]), max(high, matches.scores[0])
+    curves = {}
+    for name, kept in settings.items():
+        scores, true = matches.judge(kept)
+        curves[name] = make_curve(scores, true, int(kept.sum()), score_range=(low, high))
+    return Evaluation(curves, images)
+
+
+def make_curve(
+    scores: np.ndarray, true: np.ndarray, faces: int, *, score_range: tuple[float, float]
+) -> Curve:
+    """The curve of one setting.
+
+    scores (M,) descending, true (M,) bool, faces: how many there were to find; score_range: the
+    lowest and highest score of all detections, dropped ones too, that the official AP maps to 0..1.
+    """
+    last_of_ties = np.append(scores[1:] != scores[:-1], True)[: len(scores)]
+    ends = np.flatnonzero(last_of_ties) + 1  # detections at or above each distinct score
+    recall, precision = _points(true, ends, faces)
+    official = _points(true, _at_thresholds(scores, score_range), faces)
+    return Curve(
+        scores=scores,
+        true=true,
+        thresholds=scores[ends - 1],
+        recall=recall,
+        precision=precision,
+        ap=_area(*official) if faces else math.nan,
+        ap_exact=_area(recall, precision) if faces else math.nan,
+        faces=faces,
+    )
+
+
+def _at_thresholds(scores: np.ndarray, score_range: tuple[float, float]) -> np.ndarray:
+    """(1000,) int: how many detections have a rescaled score at or above each threshold."""
+    low, high = score_range
+    # one score alone (an oracle's 1.0) has no range: it is above every threshold
+    rescaled = (scores - low) / (high - low) if high > low else np.ones(len(scores))
+    return len(scores) - np.searchsorted(rescaled[::-1], THRESHOLDS, side="left")
+
+
+def _points(true: np.ndarray, ends: np.ndarray, faces: int) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and precision of the first ends[i] detections; precision of none is 0."""
+    hits = np.append(0, np.cumsum(true))[ends]
+    recall = hits / faces if faces else np.full(len(ends), np.nan)
+    return recall, hits / np.maximum(ends, 1)
+
+
+def _area(recall: np.ndarray, precision: np.ndarray) -> float:
+    """Area under the envelope."""
+    recall = np.concatenate([[0.0], recall, [1.0]])
+    precision = np.concatenate([[0.0], precision, [0.0]])
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    steps = np.flatnonzero(recall[1:] != recall[:-1])
+    return float(np.sum((recall[steps + 1] - recall[steps]) * envelope[steps + 1]))
+
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Reliability(NamedTuple):
+    """Scores against precision, in bins of equal width over 0..1."""
+
+    table: pd.DataFrame  # a row a bin: low, high, count, score (mean), precision; NaN if empty
+    error: float  # expected calibration error: mean |score − precision|, weighted by count
+
+
+class OperatingPoint(NamedTuple):
+    """What a detector does at one score threshold, all in 0..1."""
+
+    threshold: float
+    precision: float
+    recall: float
+
+
+def reliability(curve: Curve, *, bins: int = 10) -> Reliability:
+    """The reliability of a curve's detections.
+
+    A score of exactly an inner edge belongs to the bin above it, 1 to the last. DataError without
+    detections or with scores outside 0..1 (which no calibration can be about).
+    """
+    import pandas as pd
+
+    if bins < 1:
+        raise ConfigError(f"bins must be at least 1; got {bins}")
+    scores, true = curve.scores, curve.true
+    if not len(scores):
+        raise DataError("no detections to calibrate: lower the score threshold of the detector")
+    if scores[-1] < 0 or scores[0] > 1:
+        raise DataError(f"scores lie in {scores[-1]:.4g}..{scores[0]:.4g}; calibration needs 0..1")
+    edges = np.linspace(0, 1, bins + 1)
+    index = np.searchsorted(edges[1:-1], scores, side="right")
+    count = np.bincount(index, minlength=bins)
+    filled = np.where(count > 0, count, np.nan)
+    score = np.bincount(index, scores, minlength=bins) / filled
+    precision = np.bincount(index, true, minlength=bins) / filled
+    table = pd.DataFrame(
+        {
+            "low": edges[:-1],
+            "high": edges[1:],
+            "count": count,
+            "score": score,
+            "precision": precision,
+        }
+    )
+    error = np.nansum(count * np.abs(score - precision)) / len(scores)
+    return Reliability(table, float(error))
+
+
+def threshold_for_precision(curve: Curve, precision: float) -> OperatingPoint:
+    """The lowest score threshold whose detections (score ≥ threshold) are this precise.
+
+    Of all thresholds that reach `precision` the lowest finds the most faces. Precision does not
+    fall evenly with the threshold, so thresholds just above may miss it by a little. DataError
+    where no threshold reaches it, naming the best one.
+    """
+    if not 0 < precision <= 1:
+        raise ConfigError(f"a precision lies above 0 and up to 1; got {precision}")
+    if not len(curve.scores):
+        raise DataError("no detections to choose a threshold from")
+    enough = np.flatnonzero(curve.precision >= precision)
+    if not len(enough):
+        best = int(curve.precision.argmax())
+        raise DataError(
+            f"no score threshold reaches precision {precision}; the best is "
+            f"{curve.precision[best]:.4f} at score {curve.thresholds[best]:.4f}"
+        )
+    point = enough[-1]  # thresholds descend
+    values = curve.thresholds[point], curve.precision[point], curve.recall[point]
+    return OperatingPoint(*map(float, values))
+
+
+def setting_of_most_faces(result: Evaluation) -> str:
+    """The setting to calibrate on: "hard" of WIDER FACE, "all" of a folder.
+
+    Detections of faces that a setting does not keep are dropped, so a stricter one judges fewer.
+    """
+    return "hard" if "hard" in result.curves else "all"
+
+
+def summarise(result: Evaluation, *, precisions: Sequence[float] = (0.95, 0.99)) -> dict[str, Any]:
+    """What a report says about a detector's scores, as plain numbers; no error for lack of them.
+
+    {"setting": the one of most faces, "detections": M, "expected_calibration_error": …,
+    "thresholds": {"0.95": {"threshold", "precision", "recall"}, …}}. The error is None without
+    detections, and a threshold is None where no score is precise enough.
+    """
+    setting = setting_of_most_faces(result)
+    curve = result.curves[setting]
+    thresholds: dict[str, dict[str, float] | None] = {}
+    for precision in precisions:
+        try:
+            point = threshold_for_precision(curve, precision)
+            thresholds[f"{precision:g}"] = point._asdict()
+        except DataError:
+            thresholds[f"{precision:g}"] = None
+    return {
+        "setting": setting,
+        "detections": len(curve.scores),
+        "expected_calibration_error": reliability(curve).error if len(curve.scores) else None,
+        "thresholds": thresholds,
+    }
