@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import NoReturn
 
-from featherface.config import TrainConfig
+from featherface.config import NMS_IOU, TrainConfig
 from featherface.errors import FeatherFaceError
 
 
@@ -72,6 +72,16 @@ def add_config_flags(target: argparse.ArgumentParser, defaults: TrainConfig) -> 
             choices=item.metadata["choices"],
             help=f"{item.metadata['help']}" + (f" (default: {default})" if default != "" else ""),
         )
+
+
+def add_detection_flags(target: argparse.ArgumentParser, *, score_threshold: float) -> None:
+    """--score-threshold, --iou-threshold and --device of a script that runs a detector."""
+    for name, default, text in (
+        ("score_threshold", score_threshold, "faces must score more, 0..1"),
+        ("iou_threshold", NMS_IOU, "NMS removes faces that overlap a better one by more, 0..1"),
+    ):
+        target.add_argument(*flag(name), type=float, default=default, help=text)
+    target.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
 
 
 def share_cores() -> None:

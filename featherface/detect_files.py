@@ -1,4 +1,4 @@
-"""Faces of many photos, folders and videos at once: drawn pictures, detections.json and .csv."""
+"""Detection in photos, folders and videos: writes drawn pictures, detections.json and .csv."""
 
 import contextlib
 import csv
@@ -17,18 +17,15 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
-from featherface.detector import AnyDetector
 from featherface.drawing import draw
 from featherface.errors import ConfigError, DataError
 from featherface.files import atomic_path, write_text
-from featherface.images import read_image
+from featherface.images import PHOTO_SUFFIXES, read_image
+from featherface.onnx_detector import FaceDetector
 from featherface.structures import LANDMARK_NAMES, Detections
 
-PHOTO_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .gif .tif .tiff .avif .jp2 .ppm .pgm .pbm".split()
-)
 VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .3gp".split())
-DEFAULT_FPS = 25.0  # of a video that does not say
+DEFAULT_FPS = 25.0  # for a video without a frame rate
 COLUMNS = (
     *("file", "frame", "score", "x1", "y1", "x2", "y2"),
     *(f"{name}_{axis}" for name in LANDMARK_NAMES for axis in "xy"),
@@ -36,8 +33,8 @@ COLUMNS = (
 
 
 @dataclass(frozen=True)
-class Source:
-    """A file to look at; `name` is its path below the folder that was given, or its own name."""
+class InputFile:
+    """A photo or video; `name` is its path below the given folder, or its own name."""
 
     path: Path
     name: str
@@ -48,8 +45,8 @@ class Source:
 
 
 @dataclass
-class Report:
-    """What was found: one JSON record a file, one CSV row a face, one line a file not read."""
+class FileDetections:
+    """Detections of a run: a JSON record per file, a CSV row per face, a line per skipped file."""
 
     files: list[dict[str, Any]] = field(default_factory=list)
     rows: list[list[Any]] = field(default_factory=list)
@@ -59,76 +56,106 @@ class Report:
     def faces(self) -> int:
         return len(self.rows)
 
+    def skip(self, line: str) -> None:
+        self.problems.append(line)
+        tqdm.write(f"skipped: {line}", file=sys.stderr)
+
+    def add(self, path: Path, frame: int | None, faces: Detections) -> list[dict[str, Any]]:
+        """Add a row for each face and return their JSON records; `frame` is None for a photo."""
+        records = []
+        for box, score, points in zip(faces.boxes, faces.scores, faces.landmarks, strict=True):
+            values = [round(float(value), 2) for value in (*box, *points.ravel())]
+            confidence = round(float(score), 4)
+            pairs = zip(values[4::2], values[5::2], strict=True)
+            named = dict(zip(LANDMARK_NAMES, map(list, pairs), strict=True))
+            records.append({"score": confidence, "box": values[:4], "landmarks": named})
+            self.rows.append([str(path), "" if frame is None else frame, confidence, *values])
+        return records
+
+    def write(self, folder: Path, detector: str) -> None:
+        """Write detections.json and detections.csv, atomically."""
+        summary = {
+            "detector": detector,
+            "landmarks": LANDMARK_NAMES,
+            "files": self.files,
+            "skipped": self.problems,
+        }
+        text = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False)
+        write_text(folder / "detections.json", text + "\n")
+        with (
+            atomic_path(folder / "detections.csv") as temporary,
+            open(temporary, "w", encoding="utf-8", newline="") as handle,
+        ):
+            csv.writer(handle).writerows([COLUMNS, *self.rows])
+
 
 def detect_paths(
-    detector: AnyDetector,
+    detector: FaceDetector,
     paths: Iterable[str | os.PathLike],
     out: str | os.PathLike,
     *,
     draw_pictures: bool = True,
-) -> Report:
-    """Detect in photos, folders (with all below) and videos; write the results into `out`.
+) -> FileDetections:
+    """Detect faces in photos, folders (with subfolders) and videos; write the results into `out`.
 
-    Writes detections.json, detections.csv and, unless told otherwise, each picture or video (as
-    mp4, without sound) with its faces drawn. A file that cannot be read is reported in one line and
-    the run goes on. Raises DataError if nothing could be read; Ctrl-C writes what is done first.
+    Writes detections.json, detections.csv and, with draw_pictures, each picture or video (as mp4,
+    without sound) with its faces drawn. A file that cannot be read is reported in one line and
+    skipped. Raises DataError if nothing could be read. After Ctrl-C the results so far are written.
     """
     folder = Path(out)
-    report = Report()
-    sources = _find(paths, report, out=folder)
+    report = FileDetections()
+    inputs = _find(paths, report, out=folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot make the output folder {folder}: {error.strerror}") from error
-    taken = {source.path.resolve() for source in sources}  # never draw over what was given
+    taken = {item.path.resolve() for item in inputs}  # never draw over an input
     try:
-        for source in tqdm(sources, desc="detect", unit="file", disable=len(sources) < 2):
-            target = _free_path(folder, source, taken) if draw_pictures else None
+        for item in tqdm(inputs, desc="detect", unit="file", disable=len(inputs) < 2):
+            target = _free_path(folder, item, taken) if draw_pictures else None
+            detect = _detect_video if item.is_video else _detect_photo
             try:
-                _detect_source(detector, source, target, report)
+                detect(detector, item, target, report)
             except DataError as error:
-                _skip(report, str(error))
+                report.skip(str(error))
     finally:  # Ctrl-C too
         if report.files:
-            _write(report, detector, folder)
+            report.write(folder, repr(detector))
     if not report.files:
         raise DataError("nothing could be read: see the lines above, and give photos or videos")
     return report
 
 
-def _find(paths: Iterable[str | os.PathLike], report: Report, *, out: Path) -> list[Source]:
-    """The files named, and the photos and videos below the folders named, sorted, less `out`'s."""
-    sources = []
+def _find(
+    paths: Iterable[str | os.PathLike], report: FileDetections, *, out: Path
+) -> list[InputFile]:
+    """The given files, and the sorted photos and videos of the given folders, without `out`."""
+    inputs = []
     for path in map(Path, paths):
         if not path.is_dir():
-            sources.append(Source(path, path.name))
+            inputs.append(InputFile(path, path.name))
             continue
         if path.resolve() == out.resolve():
             raise ConfigError(f"the output folder {out} is also an input: choose another")
         found = [
-            Source(file, file.relative_to(path).as_posix())
+            InputFile(file, file.relative_to(path).as_posix())
             for file in sorted(path.rglob("*"))
             if file.suffix.lower() in PHOTO_SUFFIXES | VIDEO_SUFFIXES
             and not file.is_dir()
             and out.resolve() not in file.resolve().parents
         ]
         if not found:
-            _skip(report, f"{path} holds no photo or video")
-        sources += found
-    return sources
+            report.skip(f"{path} holds no photo or video")
+        inputs += found
+    return inputs
 
 
-def _skip(report: Report, line: str) -> None:
-    report.problems.append(line)
-    tqdm.write(f"skipped: {line}", file=sys.stderr)
-
-
-def _free_path(folder: Path, source: Source, taken: set[Path]) -> Path:
-    """A path for the drawn picture that no input and no other picture of this run has."""
-    name = Path(source.name)
-    suffixes = (".mp4",) if source.is_video else (".jpg", ".jpeg", ".png")
+def _free_path(folder: Path, item: InputFile, taken: set[Path]) -> Path:
+    """A path for the drawn picture that no input and no other output of this run uses."""
+    name = Path(item.name)
+    suffixes = (".mp4",) if item.is_video else (".jpg", ".jpeg", ".png")
     kept = name.suffix.lower() in suffixes
-    stem = name.with_suffix("").as_posix() if kept else source.name
+    stem = name.with_suffix("").as_posix() if kept else item.name
     suffix = name.suffix if kept else suffixes[0]
     path, number = folder / f"{stem}{suffix}", 2
     while path.resolve() in taken:
@@ -137,46 +164,45 @@ def _free_path(folder: Path, source: Source, taken: set[Path]) -> Path:
     return path
 
 
-def _detect_source(
-    detector: AnyDetector, source: Source, target: Path | None, report: Report
+def _detect_photo(
+    detector: FaceDetector, item: InputFile, target: Path | None, report: FileDetections
 ) -> None:
-    if source.is_video:
-        _detect_video(detector, source, target, report)
-        return
-    image = read_image(source.path)
+    image = read_image(item.path)
     faces = detector.detect(image)
-    report.files.append({**_described(source, image), "faces": _records(faces)})
-    report.rows += _rows(source, None, faces)
+    report.files.append({**_described(item, image), "faces": report.add(item.path, None, faces)})
     if target is not None:
         with atomic_path(target) as temporary:
             Image.fromarray(draw(image, faces)).save(temporary, quality=92)
 
 
 def _detect_video(
-    detector: AnyDetector, source: Source, target: Path | None, report: Report
+    detector: FaceDetector, item: InputFile, target: Path | None, report: FileDetections
 ) -> None:
     with contextlib.ExitStack() as stack:
-        capture = cv2.VideoCapture(str(source.path))
+        capture = cv2.VideoCapture(str(item.path))
         stack.callback(capture.release)
         frames = _frames(capture)
         first = next(frames, None)
         if first is None:
-            raise DataError(f"{source.path} is not a video that OpenCV can read")
+            raise DataError(f"{item.path} is not a video that OpenCV can read")
         fps = capture.get(cv2.CAP_PROP_FPS)
         fps = fps if math.isfinite(fps) and fps > 0 else DEFAULT_FPS
         count = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
         total = count if count > 0 else None
-        bar = stack.enter_context(tqdm(total=total, desc=source.name, unit="frame", leave=False))
+        bar = stack.enter_context(tqdm(total=total, desc=item.name, unit="frame", leave=False))
         writer = target and stack.enter_context(_video_writer(target, fps, first))
         seen: list[dict[str, Any]] = []
-        report.files.append({**_described(source, first), "fps": fps, "frames": seen})
+        report.files.append({**_described(item, first), "fps": fps, "frames": seen})
         for index, frame in enumerate(itertools.chain([first], frames)):
             faces = detector.detect(frame, bgr=True)
-            seen.append({"frame": index, "faces": _records(faces)})
-            report.rows += _rows(source, index, faces)
+            seen.append({"frame": index, "faces": report.add(item.path, index, faces)})
             if writer:
                 writer.write(cv2.cvtColor(draw(frame, faces, bgr=True), cv2.COLOR_RGB2BGR))
             bar.update()
+
+
+def _described(item: InputFile, image: np.ndarray) -> dict[str, Any]:
+    return {"file": str(item.path), "width": image.shape[1], "height": image.shape[0]}
 
 
 def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
@@ -190,7 +216,7 @@ def _frames(capture: cv2.VideoCapture) -> Iterator[np.ndarray]:
 
 @contextlib.contextmanager
 def _video_writer(target: Path, fps: float, frame: np.ndarray) -> Iterator[cv2.VideoWriter]:
-    """Writes BGR frames of the size of `frame` to an mp4 that appears when it is complete."""
+    """Write BGR frames of the size of `frame` to an mp4 that appears when it is complete."""
     height, width = frame.shape[:2]
     with atomic_path(target) as temporary:
         codec = cv2.VideoWriter.fourcc(*"mp4v")
@@ -201,52 +227,3 @@ def _video_writer(target: Path, fps: float, frame: np.ndarray) -> Iterator[cv2.V
             yield writer
         finally:
             writer.release()
-
-
-def _described(source: Source, image: np.ndarray) -> dict[str, Any]:
-    return {"file": str(source.path), "width": image.shape[1], "height": image.shape[0]}
-
-
-def _records(faces: Detections) -> list[dict[str, Any]]:
-    return [
-        {
-            "score": _number(score, 4),
-            "box": [_number(value) for value in box],
-            "landmarks": {
-                name: [_number(value) for value in point]
-                for name, point in zip(LANDMARK_NAMES, points, strict=True)
-            },
-        }
-        for box, score, points in zip(faces.boxes, faces.scores, faces.landmarks, strict=True)
-    ]
-
-
-def _rows(source: Source, frame: int | None, faces: Detections) -> list[list[Any]]:
-    """One row a face, as COLUMNS; the frame of a photo is empty."""
-    place = [str(source.path), "" if frame is None else frame]
-    return [
-        [*place, _number(score, 4), *(_number(value) for value in (*box, *points.ravel()))]
-        for box, score, points in zip(faces.boxes, faces.scores, faces.landmarks, strict=True)
-    ]
-
-
-def _number(value: float, digits: int = 2) -> float:
-    return round(float(value), digits)
-
-
-def _write(report: Report, detector: AnyDetector, folder: Path) -> None:
-    summary = {
-        "detector": repr(detector),
-        "landmarks": LANDMARK_NAMES,
-        "files": report.files,
-        "skipped": report.problems,
-    }
-    text = json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False)
-    write_text(folder / "detections.json", text + "\n")
-    with (
-        atomic_path(folder / "detections.csv") as temporary,
-        open(temporary, "w", encoding="utf-8", newline="") as handle,
-    ):
-        table = csv.writer(handle)
-        table.writerow(COLUMNS)
-        table.writerows(report.rows)

@@ -26,6 +26,9 @@ try:
 except ImportError:
     Image = None  # type: ignore[assignment]
 
+PHOTO_SUFFIXES = frozenset(  # lower case: compare with path.suffix.lower()
+    ".jpg .jpeg .jpe .jfif .png .webp .bmp .dib .gif .tif .tiff .avif .jp2 .ppm .pgm .pbm".split()
+)
 ImageSource = Union[str, os.PathLike, "Image.Image", np.ndarray]
 _EXIF_ORIENTATION = 0x0112
 _CV2_FLAGS = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION  # Pillow alone judges rotation

@@ -1,13 +1,15 @@
-"""From a picture to its faces by ONNX Runtime: what Detector does, without torch.
+"""Face detection with ONNX Runtime, without torch; and the interface that all detectors share.
 
-Needs onnxruntime, numpy and OpenCV; Pillow only to read files as Detector does. Reads what
-scripts/export.py writes, which carries its own description.
+Needs onnxruntime, numpy and OpenCV; Pillow only to read files exactly as Detector does. Runs the
+files that scripts/export.py writes, which carry their own description.
 """
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -21,6 +23,7 @@ from featherface.config import (
     check_detection,
 )
 from featherface.errors import CheckpointError, ConfigError
+from featherface.files import CHECKOUT
 from featherface.images import (
     ImageSource,
     check_several,
@@ -35,22 +38,107 @@ from featherface.structures import Detections
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
 
-SHIPPED_GRAPH = Path(__file__).resolve().parents[1] / "results/v2/featherface_v2_deployment.onnx"
+SHIPPED_GRAPH = CHECKOUT / "results/v2/featherface_v2_deployment.onnx"
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes (K, 4), scores (K,), points (K, 5, 2)
 
 
-class OnnxDetector:
+@dataclass(frozen=True)
+class _Prepared:
+    """One image for the network: `pixels` (h, w, 3) uint8 RGB, and its original size."""
+
+    index: int
+    pixels: np.ndarray
+    height: int
+    width: int
+
+
+class FaceDetector(ABC):
+    """Base of Detector and OnnxDetector: read an image, shrink it, run the network, map back."""
+
+    batch_pixels = 0  # most padded pixels of one run; a larger image runs alone
+    device: Any  # a torch.device; for ONNX Runtime cpu, cuda, or a provider's name
+
+    def __init__(self, score_threshold: float, iou_threshold: float, max_side: int | None) -> None:
+        check_detection(score_threshold, iou_threshold, max_side)
+        self.score_threshold = float(score_threshold)
+        self.iou_threshold = float(iou_threshold)
+        self.max_side = max_side
+
+    @property
+    @abstractmethod
+    def architecture(self) -> str:
+        """The network's class name: FeatherFaceV1 or FeatherFaceV2."""
+
+    @abstractmethod
+    def _run(self, pictures: list[np.ndarray], size: tuple[int, int]) -> list[Arrays]:
+        """Faces of RGB pictures (h, w, 3) uint8 of one padded size, in pixels of the pictures."""
+
+    def _facts(self) -> str:
+        """The part of __repr__ that describes the network."""
+        return self.architecture
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self._facts()}, device={self.device}, "
+            f"score_threshold={self.score_threshold:g}, iou_threshold={self.iou_threshold:g}, "
+            f"max_side={self.max_side})"
+        )
+
+    def detect(self, image: ImageSource, *, bgr: bool = False) -> Detections:
+        """Find the faces of one image, best first, in its pixels.
+
+        image: a path, a PIL image or a uint8 array, see `images.read_image`. bgr: an array is in
+        OpenCV's channel order. Boxes are clipped to the image; landmarks may be outside.
+        Raises DataError if the image cannot be read.
+        """
+        return self.detect_batch([image], bgr=bgr)[0]
+
+    def detect_batch(self, images: Iterable[ImageSource], *, bgr: bool = False) -> list[Detections]:
+        """Find the faces of each image, in order: `detect` of each, up to floating-point noise.
+
+        Images of one padded size share a run of at most `batch_pixels`. Images are read one by one,
+        so an iterator of paths keeps few of them in memory.
+        """
+        check_several(images)
+        found: dict[int, Detections] = {}
+        waiting: dict[tuple[int, int], list[_Prepared]] = {}
+        for index, source in enumerate(images):
+            image = read_image(source, bgr=bgr)
+            item = _Prepared(index, self._fit(image), *image.shape[:2])
+            size = padded_size(*item.pixels.shape[:2])
+            group = waiting.setdefault(size, [])
+            group.append(item)
+            if (len(group) + 1) * size[0] * size[1] > self.batch_pixels:
+                found.update(self._detect_group(waiting.pop(size), size))
+        for size, group in waiting.items():
+            found.update(self._detect_group(group, size))
+        return [found[index] for index in range(len(found))]
+
+    def _fit(self, image: np.ndarray) -> np.ndarray:
+        return fit_long_side(image, self.max_side)
+
+    def _detect_group(self, group: list[_Prepared], size: tuple[int, int]) -> dict[int, Detections]:
+        faces = self._run([item.pixels for item in group], size)
+        return {
+            item.index: to_original(
+                *arrays, shown=item.pixels.shape[:2], original=(item.height, item.width)
+            )
+            for item, arrays in zip(group, faces, strict=True)
+        }
+
+
+class OnnxDetector(FaceDetector):
     """Finds faces with an exported V1 or V2, in either form; interface and results of Detector.
 
     weights: an .onnx file of scripts/export.py, or None for the shipped V2.
     device: auto (CUDA where ONNX Runtime has it, else CPU), cpu, cuda.
     score_threshold: faces must score more, 0..1.  iou_threshold: of NMS, 0..1.
     max_side: larger images are shrunk to this long side first, pixels; None: never. A model of one
-        fixed size shrinks what is larger than it in any case.
-    threads: of one run on the CPU; None: one a core. They do not spin while they wait.
+        fixed size shrinks larger images in any case.
+    threads: CPU threads of one run; None: one per core. They do not spin while they wait.
     providers: ONNX Runtime's execution providers, in order, instead of those of `device`.
-    Raises CheckpointError for the file and ConfigError for settings that cannot work.
+    Raises CheckpointError for the file and ConfigError for invalid settings.
     """
 
     def __init__(
@@ -64,60 +152,38 @@ class OnnxDetector:
         threads: int | None = None,
         providers: Sequence[str] | None = None,
     ) -> None:
-        check_detection(score_threshold, iou_threshold, max_side)
-        self.score_threshold = float(score_threshold)
-        self.iou_threshold = float(iou_threshold)
-        self.max_side = max_side
+        super().__init__(score_threshold, iou_threshold, max_side)
         self.path = SHIPPED_GRAPH if weights is None else Path(weights)
         self.session = open_session(
             self.path, threads=threads, providers=_providers(device, providers)
         )
-        self.facts = _facts(self.session, self.path)
+        first = self.session.get_providers()[0]
+        self.device = next((name for name, value in PROVIDERS.items() if value == first), first)
+        self.facts = _read_facts(self.session, self.path)
         size = self.facts["size"]
         self.size = None if size == "any" else (int(size.split("x")[0]), int(size.split("x")[1]))
 
     @property
     def architecture(self) -> str:
-        """The network's class name: FeatherFaceV1 or FeatherFaceV2."""
         return f"FeatherFace{self.facts['architecture'].upper()}"
 
-    @property
-    def device(self) -> str:
-        """Where most of the work is done: cpu, cuda, or a provider's name."""
-        first = self.session.get_providers()[0]
-        return next((name for name, provider in PROVIDERS.items() if provider == first), first)
+    def _facts(self) -> str:
+        form, size = self.facts["form"], self.facts["size"]
+        return f"{self.architecture}, {self.path.name}, {form}, size={size}"
 
-    def __repr__(self) -> str:
-        return (
-            f"OnnxDetector({self.architecture}, {self.path.name}, {self.facts['form']}, "
-            f"size={self.facts['size']}, device={self.device}, "
-            f"score_threshold={self.score_threshold:g}, iou_threshold={self.iou_threshold:g}, "
-            f"max_side={self.max_side})"
-        )
+    def _fit(self, image: np.ndarray) -> np.ndarray:
+        image = super()._fit(image)
+        return image if self.size is None else fit_inside(image, *self.size)
 
-    def detect(self, image: ImageSource, *, bgr: bool = False) -> Detections:
-        """Faces of one image (whatever images.read_image takes), best first, in its pixels.
-
-        Boxes are clipped to the image; landmarks may lie outside. bgr: an array is OpenCV's BGR.
-        Raises DataError if the image cannot be read.
-        """
-        picture = read_image(image, bgr=bgr)
-        shown = fit_long_side(picture, self.max_side)
-        if self.size is not None:
-            shown = _fit(shown, *self.size)
+    def _run(self, pictures: list[np.ndarray], size: tuple[int, int]) -> list[Arrays]:
         run = self._end_to_end if self.facts["form"] == "end_to_end" else self._raw
-        return to_original(*run(shown), shown=shown.shape[:2], original=picture.shape[:2])
+        return [run(picture, self.size or size) for picture in pictures]
 
-    def detect_batch(self, images: Iterable[ImageSource], *, bgr: bool = False) -> list[Detections]:
-        """Faces of each image, in order: `detect` of each, read when its turn comes."""
-        check_several(images)
-        return [self.detect(image, bgr=bgr) for image in images]
-
-    def _end_to_end(self, picture: np.ndarray) -> Arrays:
-        """RGB (h, w, 3) uint8 → its faces, by a model that does everything itself."""
+    def _end_to_end(self, picture: np.ndarray, size: tuple[int, int]) -> Arrays:
+        """Run a model that includes normalisation, decoding and NMS."""
         picture = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
         if self.size is not None:
-            rows, columns = self.size[0] - picture.shape[0], self.size[1] - picture.shape[1]
+            rows, columns = size[0] - picture.shape[0], size[1] - picture.shape[1]
             picture = cv2.copyMakeBorder(
                 picture, 0, rows, 0, columns, cv2.BORDER_CONSTANT, value=MEAN_BGR
             )
@@ -128,9 +194,8 @@ class OnnxDetector:
         }
         return tuple(self.session.run(("boxes", "scores", "landmarks"), feed))
 
-    def _raw(self, picture: np.ndarray) -> Arrays:
-        """RGB (h, w, 3) uint8 → its faces, by a model that gives all anchors, decoded."""
-        size = padded_size(*picture.shape[:2]) if self.size is None else self.size
+    def _raw(self, picture: np.ndarray, size: tuple[int, int]) -> Arrays:
+        """Run a model that outputs all anchors, decoded."""
         feed = {"image": network_input([picture], *size)}
         boxes, scores, points = self.session.run(("boxes", "scores", "landmarks"), feed)
         kept = suppress(
@@ -151,8 +216,10 @@ def suppress(
     pre_nms: int = PRE_NMS_TOP_K,
     keep: int = KEEP_TOP_K,
 ) -> np.ndarray:
-    """The faces among decoded boxes (A, 4) with scores (A,): indices, best first, as `postprocess`
-    chooses them."""
+    """NMS of decoded boxes (A, 4) with scores (A,): indices of the faces, best first.
+
+    The choice is that of `detector.postprocess`.
+    """
     candidates = np.flatnonzero(scores > np.float32(score_threshold))
     if len(candidates) > pre_nms:
         candidates = candidates[np.argpartition(-scores[candidates], pre_nms)[:pre_nms]]
@@ -171,37 +238,37 @@ def open_session(
     providers: Sequence[str] = (),
     sides: Mapping[str, int] | None = None,
 ) -> "InferenceSession":
-    """An ONNX Runtime session whose threads do not spin. CheckpointError for a bad file.
+    """Open an ONNX Runtime session whose threads do not spin. CheckpointError for a bad file.
 
-    sides: {name of a free dimension: its size}, where it will always be the same.
+    sides: {name of a free dimension: its size}, for dimensions that never change.
     """
     import onnxruntime
 
     file = Path(path)
     if threads is not None and not (isinstance(threads, int) and threads >= 1):
-        raise ConfigError(f"threads must be at least 1 and whole, or None; got {threads!r}")
+        raise ConfigError(f"threads must be a whole number of at least 1, or None; got {threads!r}")
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; scripts/export.py makes ONNX files")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # its notes are not for users
+    options.log_severity_level = 3  # errors only
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
-    # threads that spin between runs make the times of two of them jump between two values
+    # threads that spin between runs make the times of two sessions jump between two values
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for name, size in (sides or {}).items():
         options.add_free_dimension_override_by_name(name, size)
     wanted = list(providers) or [PROVIDERS["cpu"]]
     try:
         return onnxruntime.InferenceSession(os.fspath(file), options, providers=wanted)
-    except Exception as error:  # ONNX Runtime's errors have no common class of their own
+    except Exception as error:  # ONNX Runtime's errors share no class of their own
         raise CheckpointError(
-            f"{file}: not loaded ({file.stat().st_size:,} bytes): it is no ONNX model, is damaged "
-            f"or cut short, or this ONNX Runtime ({onnxruntime.__version__}) cannot run it"
+            f"{file}: not loaded ({file.stat().st_size:,} bytes): not an ONNX model, damaged or "
+            f"cut short, or not supported by this ONNX Runtime ({onnxruntime.__version__})"
         ) from error
 
 
 def _providers(device: str, providers: Sequence[str] | None) -> list[str]:
-    """The execution providers to use; ConfigError where one is not there."""
+    """The execution providers to use; ConfigError if one is not available."""
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
@@ -221,8 +288,8 @@ def _providers(device: str, providers: Sequence[str] | None) -> list[str]:
     return providers
 
 
-def _facts(session: "InferenceSession", path: Path) -> dict[str, str]:
-    """What scripts/export.py wrote into the file; CheckpointError where it did not."""
+def _read_facts(session: "InferenceSession", path: Path) -> dict[str, str]:
+    """The description that scripts/export.py wrote into the file; CheckpointError without one."""
     facts = session.get_modelmeta().custom_metadata_map
     if not facts.get("format", "").startswith("featherface/"):
         raise CheckpointError(
@@ -231,8 +298,8 @@ def _facts(session: "InferenceSession", path: Path) -> dict[str, str]:
     return facts
 
 
-def _fit(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(h, w, 3) uint8 shrunk, keeping its aspect, until it fits; never enlarged."""
+def fit_inside(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Shrink a picture (h, w, 3) uint8, keeping its aspect, until it fits; never enlarge."""
     h, w = picture.shape[:2]
     longest = max(h, w)
     return fit_long_side(picture, max(1, min(longest * height // h, longest * width // w)))

@@ -1,4 +1,4 @@
-"""The named data that flows between the rooms: network outputs, training targets, detections.
+"""The named data that the modules exchange: network outputs, training targets, detections, curves.
 
 Coordinates are pixels with x to the right and y down; a pixel's area is [x, x+1), so an image of
 width W spans 0..W. Boxes are x1, y1, x2, y2. The five landmarks are left eye, right eye, nose, left
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LANDMARK_NAMES = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
-FLIPPED_LANDMARKS = (1, 0, 2, 4, 3)  # of a mirrored face: eyes and mouth corners change sides
+FLIPPED_LANDMARKS = (1, 0, 2, 4, 3)  # in a mirrored face, eyes and mouth corners change sides
 
 
 class Predictions(NamedTuple):
@@ -94,25 +94,49 @@ class Detections:
         if count > 1 and np.any(np.diff(self.scores) > 0):
             raise ValueError("Detections must be sorted by score, highest first")
 
+    def __repr__(self) -> str:
+        best = f", best {self.scores[0]:.2f}" if len(self) else ""
+        return f"Detections({len(self)} face{'' if len(self) == 1 else 's'}{best})"
+
     def __len__(self) -> int:
         return len(self.scores)
 
     def __iter__(self) -> Iterator[Detections]:
-        """One face at a time, each again a Detections of length 1."""
+        """Yield each face as a Detections of length 1."""
         for index in range(len(self)):
             yield self[index : index + 1]
 
     def __getitem__(self, index: slice | np.ndarray | Sequence[bool] | Sequence[int]) -> Detections:
-        """A part of the faces, by slice, mask or ascending indices."""
+        """Select faces by slice, mask or ascending indices."""
         if isinstance(index, (int, np.integer)):
             raise TypeError("index Detections with a slice or an array: faces[0:1], not faces[0]")
         return Detections(self.boxes[index], self.scores[index], self.landmarks[index])
 
     def to_dataframe(self) -> pd.DataFrame:
-        """One row a face: score, x1, y1, x2, y2, then left_eye_x, left_eye_y, …"""
+        """One row per face: score, x1, y1, x2, y2, then left_eye_x, left_eye_y, …"""
         import pandas as pd
 
         columns = ["score", "x1", "y1", "x2", "y2"]
         columns += [f"{name}_{axis}" for name in LANDMARK_NAMES for axis in "xy"]
         rows = [self.scores[:, None], self.boxes, self.landmarks.reshape(len(self), 10)]
         return pd.DataFrame(np.concatenate(rows, axis=1), columns=columns)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Precision and recall of a detector on one set of faces (easy, small, …).
+
+    scores (M,) descending and true (M,) bool: the detections that count; thresholds, recall,
+    precision (T,): the exact curve, one point per distinct score, highest first; ap: the official
+    average precision, ap_exact: the exact one, in 0..1, NaN without faces; faces: how many there
+    are to find.
+    """
+
+    scores: np.ndarray
+    true: np.ndarray
+    thresholds: np.ndarray
+    recall: np.ndarray
+    precision: np.ndarray
+    ap: float
+    ap_exact: float
+    faces: int

@@ -37,7 +37,7 @@ def main() -> None:
     check_writable(out.parent)
     photos = [photo for folder in args.folders for photo in photos_in(folder, "FOLDER")]
     student, teacher = (
-        open_detector(weights, args.device, EVALUATION_SCORE)
+        open_detector(weights, args.device, score_threshold=EVALUATION_SCORE)
         for weights in (args.weights, args.teacher_model)
     )
     table = find_disagreements(

@@ -128,7 +128,7 @@ def test_batched_equals_single_for_a_real_network():
 
 
 def test_images_of_one_padded_size_run_together_up_to_the_cap(monkeypatch):
-    monkeypatch.setattr(module, "MAX_BATCH_PIXELS", 2 * 64 * 64)
+    monkeypatch.setattr(Detector, "batch_pixels", 2 * 64 * 64)
     model = Spotter()
     small, large = photo(60, 50, (1, 1)), photo(130, 33, (2, 2))
     found = Detector(model).detect_batch(iter([small, large, small[:40], small]))

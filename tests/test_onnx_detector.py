@@ -16,7 +16,7 @@ from featherface.detect_files import detect_paths
 from featherface.detector import open_detector
 from featherface.errors import CheckpointError, ConfigError, DataError
 from featherface.images import fit_long_side
-from featherface.onnx_detector import OnnxDetector, _fit, suppress
+from featherface.onnx_detector import OnnxDetector, fit_inside, suppress
 
 
 @pytest.fixture(scope="module")
@@ -76,12 +76,12 @@ def test_a_model_of_one_size_pads_and_shrinks(folder):
 def test_a_shrunk_picture_fills_the_size_as_max_side_does():
     for long in range(641, 1400):  # 1077 and 1162 among them: 640 / n × n is 639.99… in floats
         picture = np.zeros((4, long, 3), np.uint8)
-        assert _fit(picture, 640, 640).shape == fit_long_side(picture, 640).shape
-        assert _fit(picture, 640, 640).shape[1] == 640
+        assert fit_inside(picture, 640, 640).shape == fit_long_side(picture, 640).shape
+        assert fit_inside(picture, 640, 640).shape[1] == 640
     for height, width in ((900, 77), (77, 900), (1162, 1077), (1, 4000)):
-        shown = _fit(np.zeros((height, width, 3), np.uint8), 64, 96).shape
+        shown = fit_inside(np.zeros((height, width, 3), np.uint8), 64, 96).shape
         assert shown[0] <= 64 and shown[1] <= 96 and (shown[0] == 64 or shown[1] == 96)
-    assert _fit(np.zeros((40, 30, 3), np.uint8), 64, 96).shape == (40, 30, 3)
+    assert fit_inside(np.zeros((40, 30, 3), np.uint8), 64, 96).shape == (40, 30, 3)
 
 
 def test_files_are_read_like_detector_reads_them(folder, tmp_path):
@@ -128,8 +128,8 @@ def test_threads_and_providers(folder):
     for options, said in (
         ({"providers": ["NoSuchProvider"]}, "no NoSuchProvider"),
         ({"device": "tpu"}, "auto, cpu or cuda"),
-        ({"threads": 0}, "threads must be at least 1"),
-        ({"threads": 1.5}, "threads must be at least 1 and whole"),
+        ({"threads": 0}, "threads must be a whole number"),
+        ({"threads": 1.5}, "threads must be a whole number of at least 1"),
         ({"providers": "NoSuchProvider"}, "no NoSuchProvider here"),
         ({"score_threshold": 2}, "score_threshold must lie in 0..1"),
         ({"max_side": 0}, "max_side must be at least 1"),
@@ -149,7 +149,7 @@ def test_bad_files(folder, tmp_path):
     for name, said in (
         ("cut", "damaged or cut short"),
         ("empty", "damaged or cut short"),
-        ("text", "no ONNX model"),
+        ("text", "not an ONNX model"),
         ("foreign", "not one that scripts/export.py"),
         ("absent", "no such file"),
     ):
@@ -160,7 +160,7 @@ def test_bad_files(folder, tmp_path):
 
 def test_photos_and_folders_with_an_onnx_file(folder, tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), scene(64, 96))
-    detector = open_detector(str(folder / "end.onnx"), "cpu", 0.5, 0.4, None)
+    detector = open_detector(str(folder / "end.onnx"), "cpu")
     report = detect_paths(detector, [tmp_path / "a.png"], tmp_path / "out", draw_pictures=False)
     assert report.faces == len(detector.detect(tmp_path / "a.png")) > 0
     with pytest.raises(CheckpointError, match="no such file"):

@@ -289,7 +289,12 @@ def run_detectors(
         raise ConfigError(f"{args.split} has no annotation here: give --save-predictions DIR")
     named = labels(args.weights) if args.weights else {"FeatherFaceV2": None}
     detectors = {
-        name: open_detector(path, args.device, args.score_threshold, args.iou_threshold)
+        name: open_detector(
+            path,
+            args.device,
+            score_threshold=args.score_threshold,
+            iou_threshold=args.iou_threshold,
+        )
         for name, path in named.items()
     }
     detected = {}
