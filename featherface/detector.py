@@ -52,8 +52,8 @@ def postprocess(
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Decode predictions and apply NMS, for each image.
 
-    Returns boxes (K, 4) xyxy, scores (K,) descending and landmarks (K, 5, 2) for each image: float32
-    on the predictions' device, in pixels of the network input, not clipped.
+    Returns boxes (K, 4) xyxy, scores (K,) descending and landmarks (K, 5, 2) for each image, as
+    float32 on the predictions' device, in pixels of the network input, not clipped.
     height, width: of the network input, padding included. A face's score is its softmax probability
     and must exceed `score_threshold`; of the `pre_nms` best faces, those that overlap a better one
     by IoU > `iou_threshold` are removed; at most `keep` remain.
