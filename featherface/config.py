@@ -69,11 +69,7 @@ class TrainConfig:
     training_dataset: str = setting("", "annotation file to use instead of the one found in data")
     unlabelled: str = setting(
         "",
-        "folders of photos without usable labels, or tables (.csv) that name such photos and the "
-        "places that their crops are to hold, comma-separated: the teacher alone teaches",
-    )
-    unlabelled_faces: str = setting(
-        "", "detections.csv of scripts/detect.py for these photos: crops are drawn to hold a face"
+        "folders of unlabelled photos, comma-separated, from which the teacher alone teaches",
     )
     split: str = setting("train", "split to train on", ("train", "val", "test"))
     limit: int = setting(0, "use only the first N photos of the split; 0: all")
@@ -83,11 +79,6 @@ class TrainConfig:
     image_size: int = setting(640, "side of the square training image, pixels")
     crop_scale_min: float = setting(0.3, "smallest crop, as a share of the photo's short side")
     crop_scale_max: float = setting(2.0, "largest crop; above 1 the outside is filled with mean")
-    anchor_sampling_prob: float = setting(
-        0.0, "share of crops that bring a random face to a random anchor size"
-    )
-    flip_prob: float = setting(0.5, "probability of a horizontal flip")
-    photometric_prob: float = setting(0.5, "probability of each photometric change")
     min_face: float = setting(4.0, "faces with a shorter side than this are ignored, pixels")
     num_workers: int = setting(-1, "loader processes; -1: one a core, at most 8; 0: none")
     cache: str = setting(
@@ -217,10 +208,7 @@ def _check(config: TrainConfig) -> None:
         "negative_ratio min_lr weight_decay warmup_epochs clip_norm ema_decay seed "
         "validate_every validate_photos bn_batches batch_size"
     )
-    shares = (
-        "alpha crowd_power flip_prob photometric_prob mixup_prob cutmix_prob clean_share "
-        "anchor_sampling_prob"
-    )
+    shares = "alpha crowd_power mixup_prob cutmix_prob clean_share"
     limits = (
         (positive, "be above 0", lambda v: 0 < v < math.inf),
         (not_negative, "be 0 or more", lambda v: 0 <= v < math.inf),

@@ -1,14 +1,22 @@
 """Drawing faces on a picture: (image, detections) → picture, legible on small and large photos."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import cv2
 import numpy as np
 
 from featherface.images import ImageSource, read_image
-from featherface.structures import Detections
+from featherface.structures import Detections, Target
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Okabe and Ito's palette, told apart by colour-blind people; each on black, to show on any photo.
 _BOX = (240, 228, 66)  # yellow
 _POINTS = ((86, 180, 233), (0, 114, 178), (255, 255, 255), (230, 159, 0), (213, 94, 0))
+_IGNORED = (204, 121, 167)  # magenta
 _BLACK = (0, 0, 0)
 SMALLEST_WITH_POINTS = 12  # pixels; on a smaller face five points would hide it
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
@@ -38,6 +46,34 @@ def draw(
     if scores:
         _draw_scores(canvas, faces, line)
     return canvas
+
+
+def draw_targets(images: Tensor, targets: Target, *, columns: int = 4) -> np.ndarray:
+    """A sheet (H, W, 3) uint8 of training images (B, 3, S, S) RGB, 0..255, with their faces.
+
+    Faces are yellow with their weight, ignored faces magenta; dropped ones are not drawn.
+    """
+    import torch
+    from torchvision.utils import make_grid
+
+    pictures = images.detach().cpu().round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    drawn = [
+        _draw_target(picture, Target(*(part[index].cpu() for part in targets)))
+        for index, picture in enumerate(pictures)
+    ]
+    stacked = torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2)  # (B, S, S, 3) → (B, 3, S, S)
+    return make_grid(stacked, nrow=columns, padding=4).permute(1, 2, 0).numpy()
+
+
+def _draw_target(picture: np.ndarray, faces: Target) -> np.ndarray:
+    points = faces.landmarks.masked_fill(~faces.landmark_mask[..., None], float("nan"))
+    order = faces.weight.argsort(descending=True)
+    kept = order[((faces.weight > 0) & ~faces.ignore)[order]]
+    parts = (faces.boxes[kept], faces.weight[kept], points[kept])
+    sheet = draw(picture, Detections(*(part.float().numpy() for part in parts)))
+    for box in faces.boxes[(faces.weight > 0) & faces.ignore].round().int().tolist():
+        cv2.rectangle(sheet, box[:2], box[2:], _IGNORED, 2)
+    return sheet
 
 
 def _line_width(canvas: np.ndarray) -> int:

@@ -1,6 +1,5 @@
 """Hard places: what two detectors score differently, as a table that training reads."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,14 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import ExifTags, Image
 from tiny_sets import make_photo, write_photo
 
 from featherface.checkpoint import read_file, write_file
-from featherface.data.annotations import Photo
 from featherface.data.demo_scene import make_photo as draw
-from featherface.data.widerface import read_unlabelled
-from featherface.errors import DataError
 from featherface.structures import Detections
 from featherface.training.disagreement import COLUMNS, find_disagreements
 
@@ -96,40 +91,6 @@ def test_nothing_to_disagree_about_is_an_empty_table(tmp_path):
     assert len(table) == 0 and tuple(table.columns) == COLUMNS
 
 
-def test_a_table_gives_its_photos_and_their_places(tmp_path, monkeypatch):
-    for name in ("a.jpg", "b.jpg", "c.jpg"):
-        write_photo(tmp_path / "more" / name)
-    rows = "more/b.jpg,1,2,3,4\nmore/a.jpg,5,6,7,8\nmore/b.jpg,1,1,2,2\n"
-    (tmp_path / "hard.csv").write_text("file,x1,y1,x2,y2\n" + rows)
-    monkeypatch.chdir(tmp_path)
-    first, second = read_unlabelled("hard.csv")
-    assert [photo.path.name for photo in (first, second)] == ["a.jpg", "b.jpg"]
-    assert first.likely.tolist() == [[5, 6, 7, 8]] and len(second.likely) == 2
-    assert not first.labelled and first.name != second.name
-    both = read_unlabelled("more, hard.csv", "hard.csv")
-    assert [len(photo.likely) for photo in both] == [1, 2, 0, 1, 2]
-    assert len({photo.name for photo in both}) == 5
-    shutil.copytree(tmp_path, tmp_path / "moved" / "elsewhere")
-    monkeypatch.chdir(tmp_path / "moved" / "elsewhere")
-    assert [photo.name for photo in read_unlabelled("hard.csv")] == [first.name, second.name]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("file,x1,y1,x2,y2\n", "names no photo"),
-        ("file,x1,y1,x2,y2\ngone.jpg,1,2,3,4\n", r"1 photos that .* are not there.*gone\.jpg"),
-        ("nonsense", "no boxes of files"),
-    ],
-)
-def test_a_table_that_cannot_be_used_is_named(tmp_path, text, message):
-    table = tmp_path / "hard.csv"
-    table.write_text(text)
-    with pytest.raises(DataError, match=message) as caught:
-        read_unlabelled(str(table))
-    assert str(table) in str(caught.value) and "\n" not in str(caught.value)
-
-
 @pytest.fixture(scope="module")
 def others(tmp_path_factory):
     """A student that finds nothing anywhere, as its faces score low, beside the shipped one."""
@@ -179,17 +140,3 @@ def test_what_the_script_cannot_do_is_one_line_at_once(tmp_path, arguments, mess
     run = run_script(tmp_path, "--teacher-model", SHIPPED, *arguments)
     assert run.returncode == 2 and message in run.stderr and "image/s" not in run.stderr
     assert run.stderr.startswith("error: ") and run.stderr.count("\n") == 1
-
-
-def test_boxes_as_stored_are_kept_for_photos_that_are_shown_turned(tmp_path):
-    turned = Image.new("RGB", (96, 64))
-    turned.getexif()[ExifTags.Base.Orientation] = 6
-    turned.save(tmp_path / "a.jpg", exif=turned.getexif())
-    photos = [Photo.unlabelled(tmp_path / "a.jpg", "a")]
-    table = find_disagreements(Known(), Known(extra=0.7), photos, protocols=["original"])
-    table.to_csv(tmp_path / "hard.csv", index=False)
-    (photo,) = read_unlabelled(str(tmp_path / "hard.csv"))
-    assert photo.likely.tolist() == [list(EXTRA)]
-    table.drop(columns="kind").to_csv(tmp_path / "hard.csv", index=False)
-    (photo,) = read_unlabelled(str(tmp_path / "hard.csv"))
-    assert len(photo.likely) == 0, "a table of scripts/detect.py: as shown"

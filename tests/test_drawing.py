@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
+from conftest import make_targets
 from PIL import Image
 
 import featherface as ff
+from featherface.drawing import draw_targets
 from featherface.structures import Detections
 
 
@@ -93,3 +96,15 @@ def test_better_faces_are_drawn_over_worse_ones():
     drawn = ff.draw(image, faces, scores=False, landmarks=False)
     assert (drawn[20:60, 59] == (240, 228, 66)).all()  # the better box's right edge is whole
     assert not (drawn[40, 40:80] == (240, 228, 66)).all()  # the worse box's top edge is crossed
+
+
+def test_targets_are_drawn_by_what_they_count():
+    targets = make_targets(*[[(10.0, 10.0, 30.0, 30.0), (40.0, 36.0, 56.0, 60.0)]] * 8)
+    targets.ignore[0, 1] = True
+    targets.weight[1] = 0
+    sheet = draw_targets(torch.zeros(8, 3, 64, 64), targets)
+    assert sheet.dtype == np.uint8 and sheet.shape == (2 * 68 + 4, 4 * 68 + 4, 3)
+    first, second = (sheet[4:68, x : x + 64].reshape(-1, 3) for x in (4, 72))
+    for color in ((240, 228, 66), (204, 121, 167)):
+        assert (first == color).all(axis=1).any()
+    assert not second.any()

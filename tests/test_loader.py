@@ -153,17 +153,14 @@ def test_unlabelled_photos_stay_unlabelled_and_without_faces(photos, workers):
     assert batch.targets.to("cpu").labelled.equal(labelled)
 
 
-@pytest.mark.parametrize("anchor_sampling", [0.0, 1.0])
-def test_likely_faces_draw_the_crops_of_an_unlabelled_photo(photos, anchor_sampling):
+def test_crops_of_an_unlabelled_photo_hold_its_focus(photos):
     face = np.array([[6, 6, 12, 12]], np.float32)  # near a corner, where few crops find it
-    near = replace(photos[2], labelled=False, likely=face)
-    config = CONFIG.replace(
-        crop_scale_min=0.3, crop_scale_max=0.4, anchor_sampling_prob=anchor_sampling
-    )
+    near = replace(photos[2], labelled=False, focus=face)
+    config = CONFIG.replace(crop_scale_min=0.3, crop_scale_max=0.4)
     draw = RecipeDrawer(config)
     file = open_photo(near.path)
     held = [0, 0]
-    for kind, photo in enumerate((near, replace(near, likely=face[:0]))):
+    for kind, photo in enumerate((near, replace(near, focus=face[:0]))):
         for seed in range(40):
             torch.manual_seed(seed)
             part = visible_part(file, draw(photo, file).window)
@@ -171,20 +168,6 @@ def test_likely_faces_draw_the_crops_of_an_unlabelled_photo(photos, anchor_sampl
     assert held[0] > 30 and held[1] < 15
     _, target = FaceDataset([near], config)[(0, 0)]
     assert target.boxes.shape == (0, 4) and not target.labelled
-
-
-def test_anchor_sampling_changes_the_samples_only_where_it_is_asked_for(photos):
-    plain = FaceDataset(photos, CONFIG)
-    never = FaceDataset(photos, CONFIG.replace(anchor_sampling_prob=0.0))
-    always = FaceDataset(photos, CONFIG.replace(anchor_sampling_prob=1.0))
-    for index in range(8):
-        image, target = plain[(0, index)]
-        assert torch.equal(image, never[(0, index)][0])
-        other, its_target = always[(0, index)]
-        faceless = not len(photos[index].boxes)
-        assert torch.equal(image, other) == faceless
-        assert len(its_target.boxes) > 0 or faceless
-        assert target.labelled and its_target.labelled
 
 
 def test_no_photos_and_broken_photos_are_errors(photos, tmp_path):

@@ -1,7 +1,6 @@
 """Augmentation keeps boxes and landmarks on their pixels, and photos of every kind are survived."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,32 +15,38 @@ from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image, KeyP
 
 from featherface.anchors import make_anchors, match
 from featherface.config import TrainConfig
+from featherface.data import augment as augmentation
 from featherface.data.annotations import Photo
 from featherface.data.augment import (
     FILL_RGB,
     IGNORE_VISIBLE,
     Colour,
-    RandomSquareCrop,
     Sample,
-    anchors_to_meet,
+    TrainingTransform,
     change_colour,
     crop,
     draw_colour,
     fill_outside,
     flip_faces,
     to_target,
-    training_transform,
 )
 from featherface.errors import DataError
-from featherface.images import PhotoFile, Window, decode, is_complete, open_photo
+from featherface.images import Window, decode, is_complete, open_photo
 from featherface.structures import Target
 
-PLAIN = TrainConfig(image_size=96, photometric_prob=0.0, flip_prob=0.0)
+PLAIN = TrainConfig(image_size=96)
+
+
+@pytest.fixture(autouse=True)
+def _only_crops(monkeypatch):
+    """Tests that want other changes ask for them."""
+    monkeypatch.setattr(augmentation, "FLIP_PROB", 0.0)
+    monkeypatch.setattr(augmentation, "COLOUR_PROB", 0.0)
 
 
 def augment(photo, config=PLAIN, seed=0):
     torch.manual_seed(seed)
-    return training_transform(config)(photo)
+    return TrainingTransform(config)(photo)
 
 
 def is_green(image):
@@ -103,13 +108,13 @@ def test_flip_mirrors_points_as_boxes_and_swaps_left_and_right():
 
 @pytest.mark.parametrize("name", ["photo.png", "photo.jpg"])
 @pytest.mark.parametrize("flip", [0.0, 1.0])
-def test_boxes_and_landmarks_land_on_their_pixels(tmp_path, name, flip):
+def test_boxes_and_landmarks_land_on_their_pixels(tmp_path, monkeypatch, name, flip):
+    monkeypatch.setattr(augmentation, "FLIP_PROB", flip)
     given_boxes = ((20, 10, 60, 50), (100, 60, 130, 100))
     photo = make_photo(tmp_path / name, width=180, height=120, boxes=given_boxes)
-    config = PLAIN.replace(flip_prob=flip)
     checked = 0
     for seed in range(40):
-        image, target = augment(photo, config, seed)
+        image, target = augment(photo, PLAIN, seed)
         green = is_green(image)
         covered = torch.zeros_like(green)
         for box, points, mask in zip(
@@ -174,9 +179,10 @@ def test_a_large_photo_is_decoded_shrunk_in_training(tmp_path, monkeypatch):
     assert shrinks[0] in (8, 4)  # 800..1600 pixels for 96
 
 
-def test_crops_beyond_the_photo_hold_all_of_it_on_the_mean_colour(tmp_path):
+def test_crops_beyond_the_photo_hold_all_of_it_on_the_mean_colour(tmp_path, monkeypatch):
+    monkeypatch.setattr(augmentation, "COLOUR_PROB", 1.0)
     photo = make_photo(tmp_path / "a.png", width=50, height=40, boxes=((5, 5, 20, 25),))
-    config = PLAIN.replace(crop_scale_min=2.0, photometric_prob=1.0)
+    config = PLAIN.replace(crop_scale_min=2.0)
     fill = torch.tensor(FILL_RGB).to(torch.uint8)
     corners = set()
     for seed in range(12):
@@ -278,133 +284,6 @@ def test_crops_look_for_a_face(tmp_path):
     config = PLAIN.replace(crop_scale_max=0.5)
     found = sum(len(augment(photo, config, seed)[1].boxes) for seed in range(30))
     assert found == 30  # a single draw finds this face about once in six
-
-
-# Data-anchor sampling --------------------------------------------------------------------
-
-LARGE, SMALL = (100, 200, 400, 500), (700, 100, 730, 130)  # 300 and 30 pixels
-
-
-def sampled_window(boxes, *, width=1000, height=800, size=640, seed=0, kind=b"\x89PNG"):
-    """The window drawn around one of the boxes, without a file to decode."""
-    torch.manual_seed(seed)
-    file = PhotoFile(Path("a"), kind, width, height)
-    sampler = RandomSquareCrop(scale=(0.3, 2.0), size=size, anchor_sampling_prob=1.0)
-    return sampler._draw_around(file, np.array(boxes, np.float32))
-
-
-def in_pixels(window):
-    """x1, y1, x2, y2 of a window in pixels of the photo."""
-    corners = (window.left, window.top, window.left + window.side, window.top + window.side)
-    return np.array(corners) * window.shrink
-
-
-def test_faces_are_chosen_alike_and_meet_each_of_their_anchor_sizes_alike(monkeypatch):
-    chosen = []
-
-    def spy(face, **limits):
-        chosen.append(face)
-        return anchors_to_meet(face, **limits)
-
-    monkeypatch.setattr("featherface.data.augment.anchors_to_meet", spy)
-    windows = [sampled_window([LARGE, SMALL], seed=seed) for seed in range(1200)]
-    faces = np.array(chosen).round()
-    assert abs((faces == 30).mean() - 0.5) < 0.05 and set(faces) == {30, 300}
-    sides = np.array([window.side * window.shrink for window in windows])
-    octave = np.log2(640 / sides * faces / 16)  # of the face in the training image; 0 at 16 px
-    for face, levels in ((30, [0, 1]), (300, [2, 3, 4, 5])):  # 16, 32; 64, 128, 256, 512
-        sizes = octave[faces == face]
-        counts = np.bincount(sizes.round().astype(int), minlength=6)
-        assert counts[levels].sum() == len(sizes), "no other size"
-        assert (abs(counts[levels] / len(sizes) - 1 / len(levels)) < 0.06).all(), counts
-        jitter = sizes - sizes.round()
-        assert jitter.min() < -0.45 and abs(jitter.mean()) < 0.04
-        assert (jitter[sizes < 4.5] > 0.45).any()
-
-
-@pytest.mark.parametrize(
-    ("face", "longer", "size", "expected"),
-    [
-        (30, 1000, 640, [16, 32]),  # at most twice its size
-        (32, 1000, 640, [16, 32, 64]),
-        (300, 1000, 640, [64, 128, 256, 512]),  # 32 would need a crop of 6,000 pixels
-        (300, 1000, 320, [32, 64, 128, 256]),
-        (3, 1000, 640, [16]),  # enlarged even more, or it could not be learnt
-        (20, 40, 640, [16]),  # the largest crop of this photo still shows it larger
-        (5000, 5000, 640, [256, 512]),
-    ],
-)
-def test_which_anchor_sizes_a_face_may_meet(face, longer, size, expected):
-    assert anchors_to_meet(face, longer=longer, size=size) == expected
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    st.integers(1, 3000),
-    st.integers(1, 3000),
-    st.lists(st.floats(0, 1, width=32), min_size=4, max_size=4),
-    st.sampled_from([32, 96, 640]),
-    st.sampled_from([b"\x89PNG", b"\xff\xd8"]),
-    st.integers(0, 2**31),
-)
-def test_the_face_is_inside_and_the_crop_is_bounded(width, height, numbers, size, kind, seed):
-    x1, x2 = sorted(number * width for number in numbers[:2])
-    y1, y2 = sorted(number * height for number in numbers[2:])
-    box = np.array((x1, y1, x2, y2), np.float32)
-    if (box[2] - box[0]) * (box[3] - box[1]) <= 0:
-        return
-    window = sampled_window([box], width=width, height=height, size=size, seed=seed, kind=kind)
-    shrink, side = window.shrink, window.side * window.shrink
-    assert 16 <= side <= max(16, 4 * max(width, height)) + shrink  # rounded to the grid
-    assert shrink == 1 or (kind == b"\xff\xd8" and side > (size - 1) * shrink)
-    corners = in_pixels(window)
-    for axis, length in ((0, width), (1, height)):
-        low, high = box[axis], box[axis + 2]
-        if high - low <= side - 2 * shrink:
-            assert corners[axis] <= low and high <= corners[axis + 2] + 1e-3
-        assert corners[axis] <= (low + high) / 2 <= corners[axis + 2] + 1e-3
-        whole = -(-length // shrink) * shrink  # the photo on the grid of its shrunk pixels
-        if side <= whole:
-            assert corners[axis] >= 0 and corners[axis + 2] <= whole
-        else:
-            assert corners[axis] <= 0 and corners[axis + 2] >= whole
-
-
-def test_the_sampled_face_has_its_size_in_the_training_image(tmp_path):
-    """Through decoding (shrunk where the crop is large), resizing and the target."""
-    photo = make_photo(tmp_path / "a.jpg", width=900, height=700, boxes=((200, 100, 440, 340),))
-    config = PLAIN.replace(anchor_sampling_prob=1.0)
-    sizes = []
-    for seed in range(60):
-        image, target = augment(photo, config, seed)
-        assert image.shape == (3, 96, 96)
-        (box,) = target.boxes.tolist()
-        assert not target.ignore.any()
-        x1, y1, x2, y2 = (round(number) for number in box)
-        assert is_green(image)[y1 + 2 : y2 - 2, x1 + 2 : x2 - 2].all()
-        sizes.append(((box[2] - box[0]) * (box[3] - box[1])) ** 0.5)
-    levels = np.log2(np.array(sizes) / 16)  # 16, 32 and 64, each half an octave either way
-    assert -0.52 < levels.min() < -0.3 and 2.3 < levels.max() < 2.52
-    assert (np.bincount(levels.round().astype(int).clip(0, 2)) > 10).all()
-
-
-def test_without_a_valid_face_the_crop_is_the_normal_one(tmp_path):
-    photo = make_photo(tmp_path / "a.png", width=200, height=120, boxes=((30, 30, 60, 60),))
-    none = np.zeros((0, 4), np.float32), np.zeros((0, 5, 2), np.float32), np.zeros((0, 5), bool)
-    empty = Photo(photo.path, photo.name, *none)
-    shift = np.array((500, 0, 500, 0), np.float32)
-    cases = (
-        replace(photo, labelled=False),
-        empty,
-        replace(empty, ignored_boxes=photo.boxes),
-        replace(photo, boxes=photo.boxes + shift),  # beyond the photo
-    )
-    sampling = PLAIN.replace(anchor_sampling_prob=1.0)
-    for case in cases:
-        image, target = augment(case, sampling, seed=4)
-        assert torch.equal(image, augment(case, PLAIN, seed=4)[0])
-        assert bool(target.labelled) == case.labelled
-    assert not torch.equal(augment(photo, sampling, 4)[0], augment(photo, PLAIN, 4)[0])
 
 
 # Colours ---------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ import time
 import numpy as np
 import pytest
 from conftest import shared
-from PIL import ExifTags, Image
 from tiny_sets import (
     PHOTOS,
     landmark_text,
@@ -239,12 +238,12 @@ def test_unlabelled_names_do_not_depend_on_how_the_folder_is_given(tmp_path, mon
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("{0}/none", r"none does not exist; give folders"),
-        ("{0}/full,{0}/none", r"none does not exist; give folders"),
+        ("{0}/none", r"none does not exist; check the path"),
+        ("{0}/full,{0}/none", r"none does not exist; check the path"),
         ("{0}/empty", r"no photo in .*empty or below it .*\.webp.*; put some there"),
         ("{0}/full/a.jpg", r"a\.jpg is a file; give the folder"),
-        ("{0}/full,", r"comma with no folder"),
-        (",", r"comma with no folder"),
+        ("{0}/full,", r"comma without a folder"),
+        (",", r"comma without a folder"),
     ],
 )
 def test_unlabelled_folders_that_cannot_be_used_are_named(tmp_path, given, message):
@@ -253,50 +252,6 @@ def test_unlabelled_folders_that_cannot_be_used_are_named(tmp_path, given, messa
     with pytest.raises(DataError, match=message) as caught:
         read_unlabelled(given.format(tmp_path))
     assert "--unlabelled" in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_unlabelled_photos_may_come_with_likely_faces(tmp_path, monkeypatch):
-    for name in ("a.jpg", "b.jpg"):
-        write_photo(tmp_path / "more" / name)
-    table = tmp_path / "detections.csv"
-    write_text(
-        table,
-        f"file,frame,score,x1,y1,x2,y2\n{tmp_path}/more/b.jpg,,0.9,1,2,3,4\n"
-        "more/b.jpg,,0.5,5,6,7.5,8\n",
-    )
-    monkeypatch.chdir(tmp_path)
-    plain = read_unlabelled("more")
-    first, second = read_unlabelled("more", "detections.csv")
-    assert first.likely.shape == (0, 4) and not first.labelled
-    assert second.likely.tolist() == [[1, 2, 3, 4], [5, 6, 7.5, 8]]
-    assert not second.labelled and second.boxes.shape == (0, 4)
-    assert fingerprint(plain) != fingerprint([first, second])
-    turned = Image.new("RGB", (8, 8))
-    turned.getexif()[ExifTags.Base.Orientation] = 6  # detected turned, trained on as stored
-    turned.save(tmp_path / "more" / "a.jpg", exif=turned.getexif())
-    write_text(table, table.read_text() + f"{tmp_path}/more/a.jpg,,0.9,1,2,3,4\n")
-    assert [len(photo.likely) for photo in read_unlabelled("more", "detections.csv")] == [0, 2]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "No such file"),
-        ("", "no boxes"),
-        ("file,x1\na.jpg,3\n", "no boxes"),
-        ("file,x1,y1,x2,y2\na.jpg,one,2,3,4\n", "no boxes"),
-        ("file,x1,y1,x2,y2\na.jpg,,2,3,4\n", "no boxes"),
-        ("file,x1,y1,x2,y2\nother.jpg,1,2,3,4\n", "names none of the unlabelled photos"),
-    ],
-)
-def test_likely_faces_that_cannot_be_used_are_refused(tmp_path, text, message):
-    write_photo(tmp_path / "more" / "a.jpg")
-    table = tmp_path / "detections.csv"
-    if text is not None:
-        write_text(table, text)
-    with pytest.raises(DataError, match=message) as caught:
-        read_unlabelled(str(tmp_path / "more"), str(table))
-    assert str(table) in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_the_fingerprint_tells_unlabelled_photos_from_faceless_ones(tmp_path):

@@ -20,7 +20,7 @@ from featherface.benchmark.roofline import counted, measured_roofs, median, time
 from featherface.benchmark.speed import v1_or_untrained
 from featherface.config import TrainConfig
 from featherface.data.annotations import Photo
-from featherface.data.augment import crop, training_transform
+from featherface.data.augment import TrainingTransform, crop
 from featherface.data.cache import PhotoCache, build_cache, make_batches
 from featherface.data.loader import EpochSampler, worker_count
 from featherface.data.mixing import mix
@@ -217,7 +217,7 @@ def _loading_rows(
 ) -> list[dict[str, Any]]:
     """Decoding and augmenting as the loader's processes do; with a cache, as the device does."""
     few = photos[:LOADING_PHOTOS]
-    transform = training_transform(config)
+    transform = TrainingTransform(config)
 
     def decode() -> None:
         for photo in few:

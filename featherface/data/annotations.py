@@ -51,17 +51,17 @@ class Photo:
     landmark_mask: np.ndarray  # (F, 5) bool: this point is annotated
     ignored_boxes: np.ndarray = field(default_factory=_no_boxes)  # (G, 4) float32, flagged invalid
     labelled: bool = True  # False: nobody knows its faces, and it holds none
-    likely: np.ndarray = field(default_factory=_no_boxes)  # (K, 4) float32, see `unlabelled`
+    focus: np.ndarray = field(default_factory=_no_boxes)  # (K, 4) float32, see `unlabelled`
 
     @classmethod
-    def unlabelled(cls, path: Path, name: str, likely: np.ndarray | None = None) -> "Photo":
-        """A photo whose faces nobody has marked.
+    def unlabelled(cls, path: Path, name: str, focus: np.ndarray | None = None) -> "Photo":
+        """A photo without annotation.
 
-        likely: boxes where a detector saw faces. Crops are drawn to hold one; none is a label.
+        focus: boxes where crops should look, such as detected faces; they are not labels.
         """
         points, mask = np.zeros((0, 5, 2), np.float32), np.zeros((0, 5), bool)
-        likely = _no_boxes() if likely is None else likely
-        return cls(path, name, _no_boxes(), points, mask, labelled=False, likely=likely)
+        focus = _no_boxes() if focus is None else focus
+        return cls(path, name, _no_boxes(), points, mask, labelled=False, focus=focus)
 
     def with_ignored(self) -> Faces:
         """All F + G faces; the ignored ones come last and have no landmarks."""

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from featherface.config import TrainConfig
 from featherface.data.annotations import Photo
-from featherface.data.augment import training_transform
+from featherface.data.augment import TrainingTransform
 from featherface.data.render import plan_row
 from featherface.errors import ConfigError, DataError
 from featherface.images import PhotoFile
@@ -42,7 +42,7 @@ class FaceDataset(Dataset):
     ) -> None:
         self.photos, self.files = photos, files
         self.seed = config.seed
-        self.transform = training_transform(config)
+        self.transform = TrainingTransform(config)
 
     def __len__(self) -> int:
         return len(self.photos)

@@ -4,7 +4,6 @@ MixUp (arXiv 1710.09412) in the same-geometry form for boxes (arXiv 1902.04103):
 blended and keep the faces of both, each weighted by its image's share. CutMix (arXiv 1905.04899): a
 rectangle of one image replaces the same place of another, and faces count by what remains visible.
 Each image's partner is the batch's next one: batches are shuffled, so that is as random as any.
-featherface.data.mixing_sheet draws what comes of it.
 """
 
 import numpy as np

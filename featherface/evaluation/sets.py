@@ -11,8 +11,9 @@ import numpy as np
 from featherface.data.widerface import Photo, find_dataset, read_annotations
 from featherface.errors import DataError
 from featherface.evaluation.curves import Evaluation, evaluate, match
-from featherface.evaluation.submission import IMAGE_SUFFIXES, Found, gather, image_key, image_stem
+from featherface.evaluation.submission import Found, gather, image_key, image_stem
 from featherface.evaluation.widerface import GroundTruth, precision_recall, read_ground_truth
+from featherface.images import PHOTO_SUFFIXES
 
 SMALL, LARGE = 32.0, 96.0  # pixels: small < 32 ≤ medium ≤ 96 < large
 
@@ -189,5 +190,5 @@ def _without_annotation(root: Path) -> list[Photo]:
     return [
         Photo(path, path.relative_to(folder).as_posix(), *none)
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower().lstrip(".") in IMAGE_SUFFIXES
+        if path.suffix.lower() in PHOTO_SUFFIXES
     ]

@@ -18,12 +18,11 @@ from typing import TypeAlias
 import numpy as np
 
 from featherface.errors import DataError
+from featherface.images import PHOTO_SUFFIXES
 from featherface.structures import Detections
 
 # {image name: (K, 5) x, y, w, h, score, or Detections}, or a submission folder or zip
 Found: TypeAlias = Mapping[str, np.ndarray | Detections] | str | os.PathLike
-
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "bmp", "webp")
 
 
 class EvaluationWarning(UserWarning):
@@ -33,7 +32,7 @@ class EvaluationWarning(UserWarning):
 def image_key(name: str) -> str:
     """A name without its image suffix: "a/b.jpg" and "a/b" are the same image."""
     root, _, suffix = name.rpartition(".")
-    return root if root and suffix.lower() in IMAGE_SUFFIXES else name
+    return root if root and f".{suffix.lower()}" in PHOTO_SUFFIXES else name
 
 
 def image_stem(name: str) -> str:

@@ -13,7 +13,7 @@ from featherface.data.widerface import read_split
 from featherface.detector import Detector
 from featherface.drawing import draw
 from featherface.errors import DataError
-from featherface.images import ImageSource, read_image
+from featherface.images import PHOTO_SUFFIXES, ImageSource, read_image
 from featherface.notebook.display import explained, note, show_pictures
 from featherface.notebook.sessions import RESULTS, Session, shipped
 from featherface.structures import Detections
@@ -111,9 +111,10 @@ def counted(faces: Sized) -> str:
 @explained("detection in a folder")
 def show_folder(current: Session, folder: str | os.PathLike, detector: Detector) -> None:
     """Every photograph of a folder at once, the first SHOWN drawn."""
-    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix in (".jpg", ".png"))
+    files = Path(folder).rglob("*")
+    paths = sorted(path for path in files if path.suffix.lower() in PHOTO_SUFFIXES)
     if not paths:
-        raise DataError(f"{folder}: no .jpg or .png photograph in it")
+        raise DataError(f"{folder}: no photograph in it")
     found = detector.detect_batch(paths[:SHOWN])
     pictures = [
         (f"{_short(path.stem)}: {counted(faces)}", draw(path, faces))

@@ -13,10 +13,9 @@ from featherface.config import PRESETS, TrainConfig
 from featherface.data.annotations import Photo
 from featherface.data.loader import make_loader, worker_count
 from featherface.data.mixing import cutmix, mixup
-from featherface.data.mixing_sheet import draw_mixed
 from featherface.data.widerface import HOW_TO_GET, read_split, verify
 from featherface.distributed import pick_device
-from featherface.drawing import draw
+from featherface.drawing import draw, draw_targets
 from featherface.errors import DataError, FeatherFaceError
 from featherface.files import commit, versions
 from featherface.images import decode, open_photo
@@ -175,10 +174,10 @@ def show_samples(current: Session) -> None:
     loader, _ = make_loader(training_photos(config), config)
     images, targets = next(iter(loader))
     generator = torch.Generator().manual_seed(config.seed)
-    rows = [("augmented: crop, flip, colours", draw_mixed(images.float(), targets))]
+    rows = [("augmented: crop, flip, colours", draw_targets(images.float(), targets))]
     for name, function in (("MixUp", mixup), ("CutMix", partial(cutmix, min_face=config.min_face))):
         mixed = function(images.float(), targets, alpha=1.0, generator=generator)
-        rows.append((f"{name} of these (numbers: weight of a face)", draw_mixed(*mixed)))
+        rows.append((f"{name} of these (numbers: weight of a face)", draw_targets(*mixed)))
     show_pictures(rows, current.results / "samples.png", columns=1)
     if not config.mixup_prob and not config.cutmix_prob:
         note("MixUp and CutMix are off in this run: a few epochs are too short for them.")

@@ -79,7 +79,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dropblock 0.1": {"dropblock_prob": 0.1},
     "no ema": {"ema_decay": 0.0},
     "crop 0.3-1": {"crop_scale_max": 1.0},
-    "anchor sampling": {"anchor_sampling_prob": 0.5},
     "ignore under 2": {"min_face": 2.0},
     "ignore under 8": {"min_face": 8.0},
     "init imagenet": {"init": "imagenet"},

@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 
 from featherface.data.annotations import Photo
-from featherface.data.widerface import BOX
 from featherface.errors import ConfigError
 from featherface.evaluation.consistency import compare
 from featherface.evaluation.run import BatchDetector, detect_photos, views
 from featherface.images import open_header
 from featherface.structures import Detections
 
+BOX = ["x1", "y1", "x2", "y2"]
 COLUMNS = ("file", "protocol", "kind", "score", *BOX)
 
 

@@ -83,21 +83,15 @@ HOLD_OUT_SEED = 0  # not the run's: runs of several seeds are compared on the sa
 def training_photos(config: TrainConfig) -> list[Photo]:
     """The labelled photos of the split, then the unlabelled ones, none of them held out.
 
-    ConfigError if V1 is given unlabelled photos: without a teacher they teach nothing; and for the
-    faces of unlabelled photos without the photos.
+    ConfigError if V1 is given unlabelled photos: without a teacher they teach nothing.
     """
     photos = _divided(config, held_out=False)
     if not config.unlabelled:
-        if config.unlabelled_faces:
-            raise ConfigError(
-                "--unlabelled-faces is for the photos of --unlabelled: name their folders, or "
-                "leave it out"
-            )
         return photos
     if config.model == "v1":
         raise ConfigError("--unlabelled needs a teacher, and V1 has none: leave it out")
     kept_out = {photo.path.resolve() for photo in held_out_photos(config)}
-    unlabelled = read_unlabelled(config.unlabelled, config.unlabelled_faces)
+    unlabelled = read_unlabelled(config.unlabelled)
     return photos + [photo for photo in unlabelled if photo.path.resolve() not in kept_out]
 
 

@@ -140,7 +140,7 @@ def history_of(config: TrainConfig) -> list[dict[str, Any]]:
 
 # settings of where and how fast a run goes and how it is measured: free to change on --resume
 FREE_ON_RESUME = frozenset(
-    "data training_dataset unlabelled unlabelled_faces teacher_model backbone_weights "
+    "data training_dataset unlabelled teacher_model backbone_weights "
     "num_workers save_folder save_every device cache compile accumulate sync_bn "
     "validate_every validate_photos validate_protocol".split()
 )
