@@ -1,4 +1,4 @@
-"""Drawing faces on a picture: (image, detections) → picture, legible on small and large photos."""
+"""Drawing: detections on a photo, targets on a batch of training images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from featherface.structures import Detections, Target
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Okabe and Ito's palette, told apart by colour-blind people; each on black, to show on any photo.
+# Okabe and Ito's palette for colour-blind readers; each on black, to be visible on any photo.
 _BOX = (240, 228, 66)  # yellow
 _POINTS = ((86, 180, 233), (0, 114, 178), (255, 255, 255), (230, 159, 0), (213, 94, 0))
 _IGNORED = (204, 121, 167)  # magenta
@@ -30,12 +30,13 @@ def draw(
     landmarks: bool = True,
     bgr: bool = False,
 ) -> np.ndarray:
-    """A copy of the image, (H, W, 3) uint8 RGB, with boxes, scores and landmarks drawn on it.
+    """Draw boxes, scores and landmarks on a copy of the image; returns (H, W, 3) uint8 RGB.
 
-    image: whatever images.read_image takes; bgr: an array is OpenCV's BGR.
-    Lines and text grow with the picture. Better faces are drawn over worse ones, and a score that
-    would cover a better face's score is left out. Eyes are blue, mouth corners orange, the nose
-    white; faces under SMALLEST_WITH_POINTS show none. Raises DataError if the image cannot be read.
+    image: a path, a PIL image or a uint8 array, see `images.read_image`. bgr: an array is in
+    OpenCV's channel order. Lines and text grow with the picture. Better faces are drawn over worse
+    ones; a score that would cover a better face's score is left out. Eyes are blue, mouth corners
+    orange, the nose white; faces under SMALLEST_WITH_POINTS show no points.
+    Raises DataError if the image cannot be read.
     """
     canvas = np.array(read_image(image, bgr=bgr))
     line = _line_width(canvas)
@@ -77,12 +78,12 @@ def _draw_target(picture: np.ndarray, faces: Target) -> np.ndarray:
 
 
 def _line_width(canvas: np.ndarray) -> int:
-    """2 pixels on a 640-pixel picture, in proportion to its size, at least 1."""
+    """2 pixels for a 640-pixel picture, in proportion to its size, at least 1."""
     return max(1, round(np.sqrt(canvas.shape[0] * canvas.shape[1]) / 320))
 
 
 def _corners(box: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The first and the last pixel of a box; its edge x2 is where the next pixel begins."""
+    """First and last pixel of a box, whose edge x2 is where the next pixel begins."""
     left, top, right, bottom = (round(float(value)) for value in box)
     return (left, top), (max(left, right - 1), max(top, bottom - 1))
 
@@ -92,7 +93,7 @@ def _side(box: np.ndarray) -> float:
 
 
 def _draw_box(canvas: np.ndarray, box: np.ndarray, line: int) -> None:
-    """Yellow, with black around it rather than in it, so that a small face stays in sight."""
+    """Draw a yellow box with black around it, not inside, so that a small face stays visible."""
     width = round(np.clip(_side(box) / 20, 1, line))
     (left, top), (right, bottom) = _corners(box)
     outer = (left - width, top - width), (right + width, bottom + width)
@@ -108,7 +109,7 @@ def _draw_points(canvas: np.ndarray, points: np.ndarray, box: np.ndarray, line: 
     limit = 4 * max(canvas.shape)  # a wild point far outside must not overflow an integer
     for point, color in zip(points.clip(-limit, limit), _POINTS, strict=True):
         if np.isnan(point).any():
-            continue  # a point that is not known
+            continue  # not annotated
         center = int(point[0]), int(point[1])
         if side >= 2 * SMALLEST_WITH_POINTS:
             cv2.circle(canvas, center, radius + max(1, line // 2), _BLACK, -1, cv2.LINE_AA)
@@ -116,7 +117,7 @@ def _draw_points(canvas: np.ndarray, points: np.ndarray, box: np.ndarray, line: 
 
 
 def _draw_scores(canvas: np.ndarray, faces: Detections, line: int) -> None:
-    """Black on yellow above each box (inside it at the picture's top), best faces first."""
+    """Write black on yellow above each box (inside it at the top), best faces first."""
     width = canvas.shape[1]
     scale = max(0.35, 0.25 * line)
     thickness = max(1, round(line / 2))

@@ -1,6 +1,6 @@
-"""The look that all figures share, and how they are written.
+"""Figures of training, evaluation and speed, and how they are written.
 
-Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart; lines differ
+Colours are those of Okabe and Ito (2008), which colour-blind readers can distinguish; lines differ
 in dash too, bars in hatch.
 """
 
@@ -15,18 +15,22 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from featherface.errors import ConfigError, DataError
-from featherface.evaluation.curves import Curve, Reliability
 from featherface.files import atomic_path
+from featherface.structures import Curve
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
 COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK)
 DASHES = ("-", "--", "-.", ":")
 GREY = "0.55"
+_MOST_POINTS = 2000  # of one line: more is slow in vector formats and shows nothing new
 
 
 def finish(ax: Axes, xlabel: str, ylabel: str) -> None:
-    """Labels, a light grid behind the data, no box around it."""
+    """Set labels, a light grid behind the data, and no box around it."""
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(color="0.9", linewidth=0.8)
     ax.set_axisbelow(True)
@@ -34,7 +38,7 @@ def finish(ax: Axes, xlabel: str, ylabel: str) -> None:
 
 
 def log_scale(ax: Axes) -> None:
-    """A logarithmic y axis with plain numbers at 1, 2, 5, 10, …; call it when all is drawn."""
+    """Make the y axis logarithmic with plain numbers at 1, 2, 5, 10, …; call it after drawing."""
     ax.set_yscale("log")
     low, high = ax.get_ylim()
     steps = (1, 2, 5) if high < 1000 * low else (1,)
@@ -46,7 +50,7 @@ def log_scale(ax: Axes) -> None:
 def save_figure(figure: Figure, path: str | os.PathLike, *, dpi: int = 150) -> None:
     """Write a figure atomically; the suffix of `path` chooses the format (.png, .svg, .pdf).
 
-    ConfigError for a suffix that matplotlib does not write.
+    Raises ConfigError for a suffix that matplotlib cannot write.
     """
     suffix = Path(path).suffix.lstrip(".").lower()
     if suffix not in figure.canvas.get_supported_filetypes():
@@ -55,24 +59,17 @@ def save_figure(figure: Figure, path: str | os.PathLike, *, dpi: int = 150) -> N
         figure.savefig(temporary, dpi=dpi, format=suffix)
 
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-_MOST_POINTS = 2000  # of one drawn line: more is slow in vector formats and shows nothing
-
-
 def plot_precision_recall(
     curves: Mapping[str, Curve] | Mapping[str, Mapping[str, Curve]],
     *,
     title: str = "",
     exact: bool = False,
 ) -> Figure:
-    """Precision against recall, at every score threshold, AP in % in the legend.
+    """Plot precision against recall with AP in percent.
 
-    exact: the AP of every threshold; else the official one of 1,000.
-
-    {setting: Curve} gives one panel with a line a setting; {detector: {setting: Curve}} one panel a
-    setting with a line a detector. DataError for nothing to draw.
+    curves: {setting: Curve} for one panel with a line per setting, or {detector: {setting: Curve}}
+    for one panel per setting with a line per detector. exact: show the exact AP in the legend
+    instead of the official one of 1,000 thresholds. Raises DataError without curves.
     """
     if not curves:
         raise DataError("no precision-recall curve to draw")
@@ -120,43 +117,30 @@ def _draw_curve(ax: Axes, curve: Curve, label: str, index: int) -> None:
     )
 
 
-def plot_reliability(reliability: Reliability, *, title: str = "") -> Figure:
-    """Precision of the detections against their mean score, bin by bin, and how many there are."""
-    table = reliability.table
-    figure = Figure(figsize=(4.8, 5.4), layout="constrained")
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    centre, width = (table["low"] + table["high"]) / 2, table["high"] - table["low"]
-    top.plot([0, 1], [0, 1], color=GREY, linestyle="--", label="calibrated")
-    top.bar(centre, table["precision"].fillna(0), width * 0.94, color=SKY, label="precision")
-    top.plot(table["score"], table["precision"], "o", color=BLACK, label="at mean score of bin")
-    top.set(ylim=(0, 1.02), title=title or f"expected calibration error {reliability.error:.3f}")
-    top.legend(loc="upper left", frameon=False)
-    finish(top, "", "precision (share of detections true)")
-    bottom.bar(centre, table["count"], width * 0.94, color=BLUE)
-    bottom.set(xlim=(0, 1), ylim=(0.8, 2 * table["count"].max()), yscale="log")
-    bottom.yaxis.set_minor_formatter(NullFormatter())
-    finish(bottom, "score", "detections")
-    return figure
+def plot_reliability(
+    diagrams: "Mapping[str, tuple[pd.DataFrame, float]]", *, title: str = ""
+) -> Figure:
+    """Plot precision against score for each detector, and the number of detections per bin.
 
-
-def plot_reliabilities(diagrams: Mapping[str, Reliability], *, title: str = "") -> Figure:
-    """Precision against score of several detectors, and how many detections each bin holds."""
-    figure = Figure(figsize=(9.2, 3.6), layout="constrained")
+    diagrams: {detector: `featherface.evaluation.reliability` of a curve}.
+    """
+    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="calibrated")
-    for index, (name, diagram) in enumerate(diagrams.items()):
-        bins = diagram.table.dropna(subset=["score"])
-        colour, dash = COLOURS[index], DASHES[index]
-        text = f"{name}: error {diagram.error:.3f}"
+    for index, (name, (table, error)) in enumerate(diagrams.items()):
+        colour, dash = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
+        bins = table.dropna(subset=["score"])
+        text = f"{name}: calibration error {error:.3f}"
         left.plot(bins["score"], bins["precision"], dash, marker="o", color=colour, label=text)
-        right.step(diagram.table["high"], diagram.table["count"].clip(lower=0.8), dash,
-                   color=colour, label=name)  # fmt: skip
+        counts = table["count"].clip(lower=0.8).to_numpy(float)
+        edges = np.append(table["low"], 1.0)
+        right.stairs(counts, edges, baseline=0.8, linestyle=dash, color=colour, label=name)
     left.set(xlim=(0, 1), ylim=(0, 1.02))
-    left.legend(loc="upper left", frameon=False, fontsize="small")
     right.set(xlim=(0, 1), yscale="log")
-    right.legend(loc="upper right", frameon=False, fontsize="small")
     finish(left, "score", "precision (share of detections true)")
     finish(right, "score", "detections in the bin")
+    left.legend(loc="upper left", frameon=False, fontsize="small")
+    right.legend(loc="upper right", frameon=False, fontsize="small")
     figure.suptitle(title, fontsize="medium")
     return figure
 
@@ -168,10 +152,10 @@ def plot_consistency(
     names: tuple[str, str] = ("a", "b"),
     title: str = "",
 ) -> Figure:
-    """Two detectors side by side, from `featherface.evaluation.compare`'s table and summary.
+    """Plot the table and summary of `featherface.evaluation.compare`.
 
-    Four panels: scores of the pairs, box IoU, landmark distance, and which faces only one found,
-    by size.
+    Four panels: scores of the pairs, box IoU, landmark distance, and the faces by size that both
+    detectors or only one found.
     """
     pairs = table[table["status"] == "matched"]
     figure = Figure(figsize=(9.6, 7.6), layout="constrained")
@@ -197,18 +181,20 @@ def plot_consistency(
 
 
 def _draw_sizes(ax: Axes, table: "pd.DataFrame", names: tuple[str, str]) -> None:
-    """Stacked counts of matched, missed and extra faces in octaves of size."""
+    """Draw stacked counts of matched, missed and extra faces in octaves of size."""
     edges = 2.0 ** np.arange(2, 11)
     size = table["size"].to_numpy(float).clip(edges[0], edges[-1] * 0.999)
     groups = {"matched": "both", "missed": f"only {names[0]}", "extra": f"only {names[1]}"}
     counts = [np.histogram(size[table["status"] == status], edges)[0] for status in groups]
-    place, base = np.arange(len(edges) - 1), np.zeros(len(edges) - 1)
+    position, base = np.arange(len(edges) - 1), np.zeros(len(edges) - 1)
     fills = zip(counts, groups.values(), (SKY, ORANGE, RED), ("", "//", ".."), strict=True)
     for count, label, colour, hatch in fills:
-        ax.bar(place, count, 0.9, base, color=colour, label=label, hatch=hatch, edgecolor="white")
+        ax.bar(
+            position, count, 0.9, base, color=colour, label=label, hatch=hatch, edgecolor="white"
+        )
         base = base + count
     ax.set_ylim(0, max(1.0, 1.08 * base.max()))
-    ax.set_xticks(place, [f"{low:.0f}–{2 * low:.0f}" for low in edges[:-1]], rotation=30)
+    ax.set_xticks(position, [f"{low:.0f}–{2 * low:.0f}" for low in edges[:-1]], rotation=30)
     ax.legend(frameon=False)
     finish(ax, "size: √(box area), pixels", "faces")
 
@@ -219,14 +205,10 @@ def _histogram(ax: Axes, values: "np.ndarray | pd.Series", edges: np.ndarray, co
     )
 
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-
 def plot_schedule(
     steps: np.ndarray, rates: np.ndarray, *, steps_per_epoch: int, title: str = ""
 ) -> Figure:
-    """The learning rate at each step (T,), against the epoch."""
+    """Plot the learning rate at each step (T,) against the epoch."""
     figure = Figure(figsize=(7, 2.8), layout="constrained")
     ax = figure.subplots()
     ax.plot(steps / steps_per_epoch, rates, color=BLUE)
@@ -236,9 +218,9 @@ def plot_schedule(
 
 
 def plot_progress(log: "pd.DataFrame", *, epochs: int, title: str = "") -> Figure:
-    """A run so far: total loss, every term, learning rate, throughput, and AP where measured.
+    """Plot a run so far: total loss, each term, learning rate, throughput, and AP if measured.
 
-    log: training_log.csv as a table, also an empty one; epochs: of the whole run.
+    log: training_log.csv as a table, which may be empty; epochs: of the whole run.
     """
     figure = Figure(figsize=(9.2, 5.8), layout="constrained")
     (total, parts), (rate, last) = figure.subplots(2, 2)
@@ -258,7 +240,7 @@ def plot_progress(log: "pd.DataFrame", *, epochs: int, title: str = "") -> Figur
 
 
 def _draw_terms(ax: Axes, log: "pd.DataFrame") -> None:
-    """Every loss term that is not 0 throughout, on a logarithmic scale, the legend beside it."""
+    """Draw each loss term that is not always 0 on a logarithmic scale, with a legend outside."""
     others = {"epoch", "loss", "lr", "seconds", "images_per_second", "loader_share"}
     terms = [name for name in log.columns if name not in others and not name.startswith("val_")]
     for index, name in enumerate(name for name in terms if (log[name] > 0).any()):
@@ -271,7 +253,7 @@ def _draw_terms(ax: Axes, log: "pd.DataFrame") -> None:
 
 
 def _draw_speed(ax: Axes, log: "pd.DataFrame") -> None:
-    """Throughput, and on a second scale the validation AP where the run measures it."""
+    """Draw throughput, and on a second scale the validation AP if the run measures it."""
     ax.plot(log["epoch"], log["images_per_second"], color=GREEN, marker="o", markersize=3)
     ax.set_ylim(0, None)
     if "val_ap" not in log:
@@ -282,31 +264,6 @@ def _draw_speed(ax: Axes, log: "pd.DataFrame") -> None:
     right.set_ylim(0, 100)
     right.set_ylabel("validation AP, % (dashed)", color=PURPLE)
     right.spines["top"].set_visible(False)
-
-
-def plot_training_log(log: "pd.DataFrame", *, title: str = "") -> Figure:
-    """Loss terms, total loss and learning rate, and throughput, against the epoch.
-
-    `log`: training_log.csv as a table. DataError when it holds no epoch.
-    """
-    if log.empty or "epoch" not in log or "loss" not in log:
-        raise DataError("no epoch to draw: the training log is empty or has no epoch and loss")
-    figure = Figure(figsize=(14, 4.2), layout="constrained")
-    total, parts, speed = figure.subplots(1, 3)
-    total.plot(log["epoch"], log["loss"], color=BLUE, marker="o", markersize=3)
-    total.set_title("total loss")
-    rate = total.twinx()
-    rate.plot(log["epoch"], log["lr"], color=ORANGE, linestyle="--")
-    rate.set_ylabel("learning rate (dashed)", color=ORANGE)
-    rate.spines["top"].set_visible(False)
-    _draw_terms(parts, log)
-    parts.set(title="loss terms")
-    speed.plot(log["epoch"], log["images_per_second"], color=GREEN, marker="o", markersize=3)
-    speed.set(title="throughput", ylim=(0, None))
-    for ax, label in ((total, "loss"), (parts, "loss (log scale)"), (speed, "images/s")):
-        finish(ax, "epoch", label)
-    figure.suptitle(title, fontsize="medium")
-    return figure
 
 
 def plot_ablation(table: "pd.DataFrame") -> Figure:
@@ -327,9 +284,6 @@ def plot_ablation(table: "pd.DataFrame") -> Figure:
     return figure
 
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 _BARS = {  # colour and hatch by detector and engine
     ("V1", "eager"): (ORANGE, "//"),
     ("V2", "eager"): (BLUE, ""),
@@ -340,51 +294,51 @@ TIMES = {"forward": "forward of the network", "end-to-end": "picture to faces"}
 
 
 def plot_networks(table: "pd.DataFrame") -> Figure:
-    """V1 against V2 by part: thousands of parameters and millions of multiply-accumulates.
+    """Plot parameters and multiply-accumulates of V1 and V2 by part.
 
-    table: columns part, v1_parameters, v2_parameters, v1_macs, v2_macs, a row a part.
+    table: one row per part: part, v1_parameters, v2_parameters, v1_macs, v2_macs.
     """
     figure = Figure(figsize=(9.2, 3.6), layout="constrained")
     panels = (
         ("parameters", 1e3, "parameters (thousands)"),
         ("macs", 1e6, "multiply-accumulates (millions)"),
     )
-    place = np.arange(len(table))
+    position = np.arange(len(table))
     axes = figure.subplots(1, 2, sharey=True)
     for ax, (what, unit, label) in zip(axes, panels, strict=True):
         for name, colour, shift, hatch in (("v1", ORANGE, -0.2, "//"), ("v2", BLUE, 0.2, "")):
             values = table[f"{name}_{what}"].to_numpy(float) / unit
             text = f"{name.upper()}: {values.sum():,.0f} in all"
-            bars = ax.barh(place + shift, values, 0.38, color=colour, hatch=hatch, label=text)
+            bars = ax.barh(position + shift, values, 0.38, color=colour, hatch=hatch, label=text)
             ax.bar_label(bars, fmt="%.1f", padding=3, fontsize="small")
         ax.margins(x=0.15)
         ax.legend(loc="lower right", frameon=False)
         finish(ax, label, "")
-    axes[0].set_yticks(place, table["part"])
+    axes[0].set_yticks(position, table["part"])
     axes[0].invert_yaxis()
     return figure
 
 
 def plot_speed(table: "pd.DataFrame") -> Figure:
-    """V1 and V2 by engine and image size: median milliseconds, quartiles as whiskers.
+    """Plot times of V1 and V2 by engine and image size: medians, with quartiles as whiskers.
 
-    table: of `featherface.benchmark.speed` on one number of threads; a panel a kind of time.
+    table: of `featherface.benchmark` for one number of threads; one panel per kind of time.
     """
     figure = Figure(figsize=(9.2, 3.8), layout="constrained")
     kinds = list(dict.fromkeys(table["what"]))
     axes = figure.subplots(1, len(kinds), squeeze=False)[0]
     for ax, what in zip(axes, kinds, strict=True):
         part = table[table["what"] == what]
-        places = part["width"].astype(str) + "×" + part["height"].astype(str)
-        sizes = list(dict.fromkeys(places))
+        labels = part["width"].astype(str) + "×" + part["height"].astype(str)
+        sizes = list(dict.fromkeys(labels))
         groups = part.groupby(["detector", "engine"], sort=False)
         step = 0.8 / len(groups)
         for index, ((detector, engine), rows) in enumerate(groups):
             colour, hatch = _BARS.get((detector, engine), (GREY, "xx"))
-            place = [sizes.index(places[row]) + (index + 0.5) * step - 0.4 for row in rows.index]
+            position = [sizes.index(labels[row]) + (index + 0.5) * step - 0.4 for row in rows.index]
             spread = [rows["median"] - rows["low"], rows["high"] - rows["median"]]
             label = f"{detector}, {'PyTorch' if engine == 'eager' else 'ONNX Runtime'}"
-            bars = ax.bar(place, rows["median"], 0.94 * step, yerr=spread, color=colour,
+            bars = ax.bar(position, rows["median"], 0.94 * step, yerr=spread, color=colour,
                           hatch=hatch, capsize=2, label=label)  # fmt: skip
             ax.bar_label(bars, fmt="%.0f", padding=3, fontsize="small")
         ax.set_xticks(range(len(sizes)), sizes)
@@ -396,7 +350,7 @@ def plot_speed(table: "pd.DataFrame") -> Figure:
 
 
 def plot_pictures(pictures: Sequence[tuple[str, np.ndarray]], *, columns: int = 3) -> Figure:
-    """Photographs (title, (H, W, 3) uint8 RGB) in rows of `columns`, each under its title."""
+    """Show pictures (title, (H, W, 3) uint8 RGB) in rows of `columns`, each under its title."""
     if not pictures:
         raise DataError("no picture to show")
     columns = min(columns, len(pictures))

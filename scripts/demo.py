@@ -17,7 +17,7 @@ from featherface.detector import SHIPPED_WEIGHTS, Detector
 from featherface.evaluation.run import detect_photos
 from featherface.evaluation.sets import find_evaluation_set
 from featherface.files import atomic_path, write_text
-from featherface.plots import plot_training_log, save_figure
+from featherface.plots import plot_progress, save_figure
 from featherface.training.engine import train
 
 
@@ -66,7 +66,9 @@ def main() -> None:
     )
     student = train(v2, overwrite=True)
     log = pd.read_csv(out / "v2/training_log.csv")
-    save_figure(plot_training_log(log, title="V2, demo"), out / "training.png", dpi=100)
+    save_figure(
+        plot_progress(log, epochs=len(log), title="V2, demo"), out / "training.png", dpi=100
+    )
 
     print("4/4  faces in held-out photos, drawn and real")
     held_out = find_evaluation_set(data, "val")

@@ -1,4 +1,4 @@
-"""Measure detectors on WIDER FACE (easy, medium, hard) or on any annotated photos (by size)."""
+"""Measure detectors on WIDER FACE (easy, medium, hard) or on annotated photos (by face size)."""
 
 from featherface.cli import run
 from featherface.evaluation.command import evaluate_command

@@ -4,9 +4,15 @@ import numpy as np
 import pytest
 
 from featherface.errors import ConfigError, DataError
-from featherface.evaluation import precision_recall_boxes, reliability, threshold_for_precision
+from featherface.evaluation import (
+    Evaluation,
+    calibration_summary,
+    precision_recall_boxes,
+    reliability,
+    threshold_for_precision,
+)
 from featherface.evaluation.command import calibration_text
-from featherface.evaluation.curves import Evaluation, make_curve, summarise
+from featherface.evaluation.curves import make_curve
 
 
 def curve(scores, true, faces=10):
@@ -61,7 +67,7 @@ def test_what_cannot_be():
         DataError, match=r"reaches precision 0\.9; the best is 0\.5000 at score 0\.8"
     ):
         threshold_for_precision(ranked, 0.9)
-    with pytest.raises(ConfigError, match="a precision lies above 0"):
+    with pytest.raises(ConfigError, match="precision must be above 0"):
         threshold_for_precision(ranked, 0)
     with pytest.raises(ConfigError, match="bins"):
         reliability(ranked, bins=0)
@@ -75,7 +81,7 @@ def test_what_cannot_be():
 def test_summary_of_a_detector():
     truths = {"a": np.array([[0, 0, 20, 20], [50, 50, 150, 150]])}
     found = {"a": [[0, 0, 20, 20, 0.9], [50, 50, 100, 100, 0.4], [300, 300, 9, 9, 0.2]]}
-    summary = summarise(precision_recall_boxes(found, truths), precisions=(0.5, 0.95))
+    summary = calibration_summary(precision_recall_boxes(found, truths), precisions=(0.5, 0.95))
     assert (summary["setting"], summary["detections"]) == ("all", 3)
     assert summary["expected_calibration_error"] == pytest.approx((0.1 + 0.6 + 0.2) / 3)
     assert summary["thresholds"] == {
@@ -83,8 +89,8 @@ def test_summary_of_a_detector():
         "0.95": pytest.approx({"threshold": 0.4, "precision": 1.0, "recall": 1.0}),
     }
     false = {"a": [[300, 300, 9, 9, 0.2]]}
-    assert summarise(precision_recall_boxes(false, truths))["thresholds"]["0.95"] is None
-    empty = summarise(precision_recall_boxes({"a": []}, truths))
+    assert calibration_summary(precision_recall_boxes(false, truths))["thresholds"]["0.95"] is None
+    empty = calibration_summary(precision_recall_boxes({"a": []}, truths))
     assert (empty["detections"], empty["expected_calibration_error"]) == (0, None)
     assert empty["thresholds"] == {"0.95": None, "0.99": None}
     assert "no detections" in calibration_text({"blind": empty}, score_above=0.02)
@@ -93,4 +99,7 @@ def test_summary_of_a_detector():
 def test_widerface_is_calibrated_on_hard():
     low, high = curve([0.9], [1]), curve([0.9, 0.8], [1, 0])
     wider = Evaluation({"easy": low, "medium": low, "hard": high}, images=1)
-    assert (summarise(wider)["setting"], summarise(wider)["detections"]) == ("hard", 2)
+    assert (calibration_summary(wider)["setting"], calibration_summary(wider)["detections"]) == (
+        "hard",
+        2,
+    )

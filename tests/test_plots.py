@@ -64,8 +64,10 @@ def test_several_detectors_have_a_panel_a_setting():
 
 
 def test_reliability_diagram():
-    _, bottom = drawn_axes(plot_reliability(reliability(random_curve(0))))
-    assert bottom.get_xlabel() == "score"
+    diagrams = {name: reliability(random_curve(seed)) for seed, name in enumerate(("V1", "V2"))}
+    left, right = drawn_axes(plot_reliability(diagrams))
+    assert [len(ax.get_legend().get_texts()) for ax in (left, right)] == [3, 2]
+    assert f"V2: calibration error {diagrams['V2'].error:.3f}" == left.lines[2].get_label()
 
 
 def test_consistency_figure_also_of_nothing():
@@ -97,7 +99,7 @@ def test_exact_and_official_ap_in_the_legend():
 
 
 def test_save_is_atomic(tmp_path):
-    figure = plot_reliability(reliability(random_curve(0)))
+    figure = plot_reliability({"V2": reliability(random_curve(0))})
     for name in ("a/b.png", "c.svg", "d.pdf"):
         save_figure(figure, tmp_path / name)
         assert (tmp_path / name).stat().st_size > 1000

@@ -12,11 +12,11 @@ PACKAGE = ROOT / "featherface"
 # Lower rooms know nothing of higher ones. A name covers a module or a whole folder.
 FLOORS = (
     ("errors", "files", "config", "structures"),
-    ("cli", "images", "drawing"),
+    ("cli", "images", "drawing", "plots"),
     ("anchors", "models", "distributed"),
     ("losses", "data", "checkpoint"),
     ("detector", "onnx_detector"),
-    ("evaluation", "plots"),
+    ("evaluation",),
     ("detect_files", "training", "export", "benchmark"),
     ("notebook",),
 )

@@ -1,21 +1,20 @@
-"""How good a detector is: WIDER FACE's protocol, plain folders, agreement, calibration."""
+"""Evaluation of detectors: WIDER FACE's protocol, plain folders, consistency, calibration."""
 
 from featherface.evaluation.consistency import compare
 from featherface.evaluation.curves import (
-    Curve,
     Evaluation,
     OperatingPoint,
     Reliability,
+    calibration_summary,
     reliability,
     threshold_for_precision,
 )
-from featherface.evaluation.sets import evaluate_boxes, precision_recall_boxes
-from featherface.evaluation.submission import (
-    EvaluationWarning,
-    read_submission,
-    write_submission,
-)
+from featherface.evaluation.predictions import EvaluationWarning
+from featherface.evaluation.run import evaluate
+from featherface.evaluation.sets import find_evaluation_set, precision_recall_boxes
+from featherface.evaluation.submission import read_submission, write_submission
 from featherface.evaluation.widerface import evaluate_widerface, precision_recall
+from featherface.structures import Curve
 
 __all__ = [
     "Curve",
@@ -23,9 +22,11 @@ __all__ = [
     "EvaluationWarning",
     "OperatingPoint",
     "Reliability",
+    "calibration_summary",
     "compare",
-    "evaluate_boxes",
+    "evaluate",
     "evaluate_widerface",
+    "find_evaluation_set",
     "precision_recall",
     "precision_recall_boxes",
     "read_submission",

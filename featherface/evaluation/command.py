@@ -1,6 +1,6 @@
 """The command line of scripts/evaluate.py: detect or read, measure, write, draw.
 
-torch, OpenCV, pandas and matplotlib are imported where they are used: --help should not wait.
+torch, pandas and matplotlib are imported where they are used, so that --help is quick.
 """
 
 import argparse
@@ -14,170 +14,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featherface import cli
-from featherface.config import DISPLAY_SCORE, EVALUATION_SCORE, NMS_IOU
+from featherface.config import DISPLAY_SCORE, EVALUATION_SCORE
 from featherface.errors import CheckpointError, ConfigError
 from featherface.evaluation.consistency import Pair, compare_with_first
-from featherface.evaluation.curves import Evaluation, reliability, setting_of_most_faces, summarise
+from featherface.evaluation.curves import (
+    Evaluation,
+    calibration_summary,
+    reliability,
+    setting_of_most_faces,
+)
+from featherface.evaluation.predictions import EvaluationWarning
+from featherface.evaluation.run import PROTOCOLS, detect_photos, evaluate
 from featherface.evaluation.sets import EvaluationSet, find_evaluation_set
-from featherface.evaluation.submission import EvaluationWarning, write_submission
-from featherface.files import commit, sha256, versions, write_text
-from featherface.structures import Detections
+from featherface.evaluation.submission import write_submission
+from featherface.files import check_writable, commit, sha256, versions, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
-def to_table(results: Mapping[str, Evaluation]) -> "pd.DataFrame":
-    """One row a detector and setting: detector, setting, ap, ap_exact (0..1), faces, images."""
-    import pandas as pd
-
-    rows = [
-        (name, setting, curve.ap, curve.ap_exact, curve.faces, result.images)
-        for name, result in results.items()
-        for setting, curve in result.curves.items()
-    ]
-    columns = ["detector", "setting", "ap", "ap_exact", "faces", "images"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def to_text(results: Mapping[str, Evaluation], *, title: str) -> str:
-    """The table for people: a line a detector, official and exact AP in percent a setting."""
-    table = to_table(results)
-    settings = list(dict.fromkeys(table["setting"]))
-    wide = 100 * table.pivot(index="detector", columns="setting", values=["ap", "ap_exact"])
-    wide = wide.loc[
-        list(results), [(kind, name) for kind in ("ap", "ap_exact") for name in settings]
-    ]
-    wide.columns = settings + [f"{name} (exact)" for name in settings]
-    shown = wide.rename_axis(None).to_string(float_format="%.2f", na_rep="no face")
-    return f"AP in percent: {title}\n{shown}"
-
-
-def calibration_text(calibration: Mapping[str, Mapping[str, Any]], *, score_above: float) -> str:
-    """A line a detector, from {name: {"setting", …, as `calibration.summarise` gives it}}.
-
-    score_above: the score that the detectors had to exceed, which bounds what the error is about.
-    """
-    settings = " and ".join(dict.fromkeys(part["setting"] for part in calibration.values()))
-    lines = [f"calibration of detections that score over {score_above:g} (setting: {settings})"]
-    for name, part in calibration.items():
-        if not part["detections"]:
-            lines.append(f"{name}: no detections")
-            continue
-        parts = [f"expected calibration error {part['expected_calibration_error']:.3f}"]
-        for precision, point in part["thresholds"].items():
-            reached = (
-                f"from score {point['threshold']:.4f} (recall {point['recall']:.3f})"
-                if point
-                else "at no score"
-            )
-            parts.append(f"precision {precision} {reached}")
-        lines.append(f"{name}: {', '.join(parts)}")
-    return "\n".join(lines)
-
-
-def consistency_text(summary: Mapping[str, Any]) -> str:
-    """One line: {"a", "b", "score_above", …, as `consistency.compare` sums it up}."""
-    a, b = summary["a"], summary["b"]
-    agreement = f"{100 * summary['agreement']:.1f} %" if summary["agreement"] >= 0 else "undefined"
-    return (
-        f"consistency of {b} with {a}, faces that score over {summary['score_above']:g}: "
-        f"agreement {agreement} ({summary['matched']} both, {summary['missed']} only {a}, "
-        f"{summary['extra']} only {b}), score correlation {summary['score_correlation']:.3f}, "
-        f"median box IoU {summary['iou_median']:.3f}, median landmark distance "
-        f"{summary['landmark_distance_median']:.4f} face sizes"
-    )
-
-
-def write_results(
-    folder: str | os.PathLike, results: Mapping[str, Evaluation], record: Mapping[str, Any]
-) -> None:
-    """Write evaluation.json and evaluation.csv, atomically.
-
-    The JSON is `record` (protocol, data, versions, …) with "detectors": {name: {setting: {"ap",
-    "ap_exact", "faces"}, …, "images"}}; the CSV is `to_table` with the record's plain values beside
-    each row. An AP that no face defines is null, or empty.
-    """
-    detectors = {name: result.as_dict() for name, result in results.items()}
-    plain = _without_nan({**record, "detectors": detectors})
-    content = json.dumps(plain, indent=2, ensure_ascii=False)
-    write_text(Path(folder) / "evaluation.json", content + "\n")
-    table = to_table(results)
-    for key, value in record.items():
-        if value is None or isinstance(value, (str, int, float)):
-            table[key] = value
-    write_text(Path(folder) / "evaluation.csv", table.to_csv(index=False, lineterminator="\n"))
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: None instead."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def refuse_foreign(weights: Iterable[str]) -> None:
-    """CheckpointError for the first file that is no checkpoint of this project."""
-    from featherface.checkpoint import is_checkpoint, read_file
-
-    for path in weights:
-        if Path(path).suffix == ".onnx":
-            raise CheckpointError(f"{path}: AP is recorded in .pth files only; nothing recorded")
-        if not is_checkpoint(read_file(path)):
-            raise CheckpointError(f"{path}: not a checkpoint of this project; nothing recorded")
-
-
-def record_in_weights(
-    weights: Mapping[str, str], results: Mapping[str, Evaluation], record: Mapping[str, Any]
-) -> None:
-    """Add the AP to each weights file, under "evaluations"; the same measurement is replaced.
-
-    weights: paths, by the names in `results`. CheckpointError for a file that is none of this
-    project's, such as the original project's; then none is changed.
-    """
-    from featherface.checkpoint import read_file, write_file
-
-    refuse_foreign(weights.values())
-
-    kept = ("description", "protocol", "images", "subset", "score_threshold", "iou_threshold")
-    about = {name: record[name] for name in (*kept, "commit")}
-    for name, path in weights.items():
-        content = read_file(path)
-        now = (about["description"], about["protocol"])
-        others = [
-            part
-            for part in content.get("evaluations", [])
-            if (part["description"], part["protocol"]) != now
-        ]
-        content["evaluations"] = [*others, {**about, **results[name].as_dict()}]
-        write_file(path, content)
-        print(f"recorded in {path}")
-
-
-PROTOCOLS = {
-    "original": "photos as stored",
-    "vga": "long side 640",
-    "mxnet": "short side 1600, long side at most 2150",
-    "multiscale": "five sizes, mirrored too, merged by box voting",
-}
+SHIPPED = "FeatherFaceV2"  # name of the detector without --weights
 
 
 def evaluate_command(description: str | None) -> None:
-    """Read the flags, run the detectors or read their files, and write what was measured."""
-    commands = make_parser(description or "")
-    args = commands.parse_args()
-    if args.weights and args.predictions:
-        commands.error("give either --weights or --predictions")
-    if args.predictions:
-        beside = ("protocol", "score_threshold", "iou_threshold", "device", "save_predictions")
-        for name in (n for n in beside if getattr(args, n) != commands.get_default(n)):
-            commands.error(f"{cli.flag(name)[0]} has no use beside --predictions: leave it out")
-    if args.limit < 0:
-        commands.error("--limit must be 0 or more")
-    if args.record and not args.weights:
-        commands.error("--record writes into the files of --weights: give some")
+    """Read the flags, run the detectors or read their files, write and print the results."""
+    args = parse(description or "")
     data = find_evaluation_set(
         args.data, args.split, annotation=args.training_dataset, need_photos=not args.predictions
     )
@@ -185,81 +45,62 @@ def evaluate_command(description: str | None) -> None:
     if args.record:
         refuse_foreign(labels(args.weights).values())
     for folder in filter(None, (args.save_predictions, args.out)):
-        make_folder(folder)
-    detected: dict[str, dict[str, Detections]] = {}
+        check_writable(folder)  # now, not after hours of detection
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", EvaluationWarning)
         if args.predictions:
-            files = labels(args.predictions)
-            results = {name: data.evaluate(path) for name, path in files.items()}
+            results = {name: data.evaluate(path) for name, path in labels(args.predictions).items()}
         else:
-            detected = run_detectors(args, data)
-            named = detected if data.annotated else {}
-            results = {name: data.evaluate(found) for name, found in named.items()}
+            results = run_detectors(args, data)
     notes = [str(warning.message) for warning in caught]
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
     if results:
-        record = describe(args, data)
-        write(args, results, detected, {**record, "warnings": notes})
+        record = {**describe(args, data), "warnings": notes}
+        write(args, results, record)
         if args.record:
             record_in_weights(labels(args.weights), results, record)
 
 
+def parse(description: str) -> argparse.Namespace:
+    """The checked flags."""
+    parser = make_parser(description)
+    args = parser.parse_args()
+    if args.weights and args.predictions:
+        parser.error("give either --weights or --predictions")
+    if args.predictions:
+        others = ("protocol", "score_threshold", "iou_threshold", "device", "save_predictions")
+        for name in (n for n in others if getattr(args, n) != parser.get_default(n)):
+            parser.error(f"{cli.flag(name)[0]} cannot be combined with --predictions")
+    if args.limit < 0:
+        parser.error("--limit must be 0 or more")
+    if args.record and not args.weights:
+        parser.error("--record writes into the files of --weights: give some")
+    return args
+
+
 def make_parser(description: str) -> argparse.ArgumentParser:
     parser = cli.parser(description)
-    parser.add_argument(
-        "--weights",
-        nargs="+",
-        metavar="W",
-        help="weights or .onnx to compare (default: the shipped V2)",
-    )
-    parser.add_argument(
-        "--predictions", nargs="+", metavar="DIR", help="evaluate these submission folders instead"
-    )
-    parser.add_argument("--data", default="data/widerface", help="data folder")
-    parser.add_argument(
-        "--split", default="val", choices=("val", "train", "test"), help="which photos"
-    )
-    parser.add_argument(*cli.flag("training_dataset"), default="", help="annotation file to use")
-    parser.add_argument(
-        "--protocol",
-        default="original",
-        choices=tuple(PROTOCOLS),
-        help="; ".join(f"{name}: {text}" for name, text in PROTOCOLS.items()),
-    )
-    parser.add_argument(
-        *cli.flag("save_predictions"), metavar="DIR", help="write <event>/<image>.txt files there"
-    )
-    parser.add_argument("--out", default="results/evaluation", help="folder for the result")
-    parser.add_argument(
-        "--record", action="store_true", help="write the AP into the weights files too"
-    )
-    parser.add_argument(
-        *cli.flag("no_plots"), action="store_true", help="write the tables only, no figures"
-    )
-    for name, default, text in (
-        ("score_threshold", EVALUATION_SCORE, "faces must score more, 0..1"),
-        ("iou_threshold", NMS_IOU, "of two faces overlapping more than this the better stays"),
-    ):
-        parser.add_argument(*cli.flag(name), type=float, default=default, help=text)
-    parser.add_argument(
-        "--limit", type=int, default=0, metavar="N", help="only the first N photos; 0: all"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add = parser.add_argument
+    add("--weights", nargs="+", metavar="W",
+        help="weights or .onnx files to compare (default: the shipped V2)")  # fmt: skip
+    add("--predictions", nargs="+", metavar="DIR", help="evaluate these submission folders instead")
+    add("--data", default="data/widerface", help="data folder")
+    add("--split", default="val", choices=("val", "train", "test"), help="split of the photos")
+    add(*cli.flag("training_dataset"), default="", help="annotation file to use")
+    add("--protocol", default="original", choices=tuple(PROTOCOLS),
+        help="; ".join(f"{name}: {text}" for name, text in PROTOCOLS.items()))  # fmt: skip
+    add(*cli.flag("save_predictions"), metavar="DIR", help="write <event>/<image>.txt files there")
+    add("--out", default="results/evaluation", help="folder for the results")
+    add("--record", action="store_true", help="write the AP into the weights files too")
+    add(*cli.flag("no_plots"), action="store_true", help="write the tables only, no figures")
+    cli.add_detection_flags(parser, score_threshold=EVALUATION_SCORE)
+    add("--limit", type=int, default=0, metavar="N", help="use only the first N photos; 0: all")
     return parser
 
 
-def make_folder(path: str) -> None:
-    """Fails before hours of detection, not after."""
-    try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cannot make the folder {path}: {error.strerror}") from error
-
-
 def labels(paths: list[str]) -> dict[str, str]:
-    """{short name: path}: the file's stem, with folder, then suffix where two would be alike."""
+    """{short name: path}: the file's stem; with folder, then suffix, if two are alike."""
     files = [Path(path) for path in paths]
     names = [file.stem for file in files]
     for longer in (lambda file: file.stem, lambda file: file.name):
@@ -278,37 +119,36 @@ def file_part(label: str) -> str:
     return label.replace("/", "_")
 
 
-def run_detectors(
-    args: argparse.Namespace, data: EvaluationSet
-) -> dict[str, dict[str, Detections]]:
-    """{label: {photo: faces}} of every detector; all of them load before the first one runs."""
+def run_detectors(args: argparse.Namespace, data: EvaluationSet) -> dict[str, Evaluation]:
+    """Evaluate each detector; all of them load before the first one runs.
+
+    Empty for photos without annotation, whose detections are only saved.
+    """
     from featherface.detector import open_detector
-    from featherface.evaluation.run import detect_photos
 
     if not data.annotated and not args.save_predictions:
         raise ConfigError(f"{args.split} has no annotation here: give --save-predictions DIR")
-    named = labels(args.weights) if args.weights else {"FeatherFaceV2": None}
+    thresholds = {name: getattr(args, name) for name in ("score_threshold", "iou_threshold")}
     detectors = {
-        name: open_detector(
-            path,
-            args.device,
-            score_threshold=args.score_threshold,
-            iou_threshold=args.iou_threshold,
-        )
-        for name, path in named.items()
+        name: open_detector(path, args.device, **thresholds)
+        for name, path in (labels(args.weights) if args.weights else {SHIPPED: None}).items()
     }
-    detected = {}
+    results = {}
     for name, detector in detectors.items():
         print(f"{name}: {detector}")
-        detected[name] = detect_photos(detector, data.photos, protocol=args.protocol, label=name)
+        if data.annotated:
+            results[name] = evaluate(detector, data, protocol=args.protocol, label=name)
+            found = results[name].detections
+        else:
+            found = detect_photos(detector, data.photos, protocol=args.protocol, label=name)
         if args.save_predictions:
             folder = Path(args.save_predictions)
-            write_submission(folder / name if len(detectors) > 1 else folder, detected[name])
-    return detected
+            write_submission(folder / name if len(detectors) > 1 else folder, found)
+    return results
 
 
 def describe(args: argparse.Namespace, data: EvaluationSet) -> dict[str, Any]:
-    """What a number needs beside it to mean anything."""
+    """The conditions of a measurement."""
     ran = not args.predictions
     return {
         "data": without_machine(args.data),
@@ -327,7 +167,7 @@ def describe(args: argparse.Namespace, data: EvaluationSet) -> dict[str, Any]:
 
 
 def without_machine(path: str) -> str:
-    """A path for a result that is passed on: absolute ones name folders of this machine only."""
+    """A path for a published result: absolute paths name folders of this machine only."""
     return Path(path).name if Path(path).is_absolute() else Path(path).as_posix()
 
 
@@ -337,83 +177,187 @@ def sources(args: argparse.Namespace) -> dict[str, dict[str, str]]:
         return {k: {"file": without_machine(v)} for k, v in labels(args.predictions).items()}
     from featherface.detector import SHIPPED_WEIGHTS
 
-    named = labels(args.weights) if args.weights else {"FeatherFaceV2": str(SHIPPED_WEIGHTS)}
+    named = labels(args.weights) if args.weights else {SHIPPED: str(SHIPPED_WEIGHTS)}
     return {
         name: {"file": without_machine(path), "sha256": sha256(path)}
         for name, path in named.items()
     }
 
 
-def pair_file(pair: Pair) -> str:
-    """consistency_<a>_<b>, the name of a pair's files without suffix."""
-    return f"consistency_{file_part(pair.a)}_{file_part(pair.b)}"
-
-
 def write(
-    args: argparse.Namespace,
-    results: Mapping[str, Evaluation],
-    detected: Mapping[str, Mapping[str, Detections]],
-    record: dict[str, Any],
+    args: argparse.Namespace, results: Mapping[str, Evaluation], record: dict[str, Any]
 ) -> None:
-    """Files into --out, the tables onto the screen."""
+    """Write the files into --out and print the tables."""
     out, names = Path(args.out), ["evaluation.json", "evaluation.csv"]
-    # the scores of files may be in any range: nothing to calibrate, nothing to compare at 0.5
-    judged = {name: results[name] for name in detected}
-    pairs = compare_with_first(detected, score_above=DISPLAY_SCORE)
-    calibration = {name: summarise(result) for name, result in judged.items()}
-    agreement = [
+    # scores of files may be in any range: nothing to calibrate or to compare at 0.5
+    judged = {name: result for name, result in results.items() if result.detections}
+    pairs = compare_with_first(
+        {name: result.detections for name, result in judged.items()}, score_above=DISPLAY_SCORE
+    )
+    calibration = {name: calibration_summary(result) for name, result in judged.items()}
+    consistency = [
         {"a": pair.a, "b": pair.b, "score_above": DISPLAY_SCORE, **pair.summary} for pair in pairs
     ]
-    record = {**record, "calibration": calibration, "consistency": agreement}
-    write_results(out, results, record)
+    write_results(out, results, {**record, "calibration": calibration, "consistency": consistency})
     for pair in pairs:
         names.append(f"{pair_file(pair)}.csv")
         write_text(out / names[-1], pair.table.to_csv(index=False, lineterminator="\n"))
     title = f"{record['description']}\nprotocol {record['protocol']}"
     if not args.no_plots:
-        names += draw(out, results, judged, pairs, title)
+        names += draw(out, results, pairs, title)
     print(to_text(results, title=title.replace("\n", ", ")))
     if judged:
         print(calibration_text(calibration, score_above=args.score_threshold))
-    for summary in agreement:
+    for summary in consistency:
         print(consistency_text(summary))
     print(f"written: {out / names[0]}, {', '.join(names[1:])}")
 
 
-def draw(
-    out: Path,
-    results: Mapping[str, Evaluation],
-    judged: Mapping[str, Evaluation],
-    pairs: list[Pair],
-    title: str,
-) -> list[str]:
+def write_results(
+    folder: str | os.PathLike, results: Mapping[str, Evaluation], record: Mapping[str, Any]
+) -> None:
+    """Write evaluation.json and evaluation.csv, atomically.
+
+    The JSON is `record` (protocol, data, versions, …) with "detectors": {name: {setting: {"ap",
+    "ap_exact", "faces"}, …, "images"}}; the CSV is `to_table` with the record's plain values in
+    each row. An undefined AP is null, or empty.
+    """
+    detectors = {name: result.as_dict() for name, result in results.items()}
+    plain = _without_nan({**record, "detectors": detectors})
+    content = json.dumps(plain, indent=2, ensure_ascii=False)
+    write_text(Path(folder) / "evaluation.json", content + "\n")
+    scalars = {k: v for k, v in record.items() if v is None or isinstance(v, (str, int, float))}
+    table = to_table(results).assign(**scalars)
+    write_text(Path(folder) / "evaluation.csv", table.to_csv(index=False, lineterminator="\n"))
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: None instead."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def pair_file(pair: Pair) -> str:
+    """The name of a pair's files without suffix: consistency_<a>_<b>."""
+    return f"consistency_{file_part(pair.a)}_{file_part(pair.b)}"
+
+
+def draw(out: Path, results: Mapping[str, Evaluation], pairs: list[Pair], title: str) -> list[str]:
     """Write every figure into `out` and return their names."""
-    from featherface.plots import (
-        plot_consistency,
-        plot_precision_recall,
-        plot_reliability,
-        save_figure,
-    )
+    from featherface import plots
 
     curves = {name: result.curves for name, result in results.items()}
     lines = curves if len(curves) > 1 else next(iter(curves.values()))
-    figures = {"precision_recall.png": plot_precision_recall(lines, title=title)}
-    for name, result in judged.items():
-        setting = setting_of_most_faces(result)
-        curve = result.curves[setting]
-        if not len(curve.scores):
-            continue  # nothing found, nothing to draw; the text says so
-        diagram = reliability(curve)
-        error = f"{setting} faces, expected calibration error {diagram.error:.3f}"
-        file_name = f"reliability_{file_part(name)}.png" if len(judged) > 1 else "reliability.png"
-        figures[file_name] = plot_reliability(diagram, title=f"{name}\n{title}\n{error}")
+    figures = {"precision_recall.png": plots.plot_precision_recall(lines, title=title)}
+    judged = {
+        name: result.curves[setting_of_most_faces(result)]
+        for name, result in results.items()
+        if result.detections
+    }
+    diagrams = {name: reliability(curve) for name, curve in judged.items() if len(curve.scores)}
+    if diagrams:
+        figures["reliability.png"] = plots.plot_reliability(diagrams, title=title)
     for pair in pairs:
-        figures[f"{pair_file(pair)}.png"] = plot_consistency(
+        figures[f"{pair_file(pair)}.png"] = plots.plot_consistency(
             pair.table,
             pair.summary,
             names=(pair.a, pair.b),
             title=f"{title}, faces that score over {DISPLAY_SCORE}",
         )
-    for file_name, figure in figures.items():
-        save_figure(figure, out / file_name)
+    for name, figure in figures.items():
+        plots.save_figure(figure, out / name)
     return list(figures)
+
+
+def to_table(results: Mapping[str, Evaluation]) -> "pd.DataFrame":
+    """One row per detector and setting: detector, setting, ap, ap_exact (0..1), faces, images."""
+    import pandas as pd
+
+    tables = {name: result.to_dataframe() for name, result in results.items()}
+    return pd.concat(tables, names=["detector", None]).reset_index("detector")
+
+
+def to_text(results: Mapping[str, Evaluation], *, title: str) -> str:
+    """A line per detector: official and exact AP in percent for each setting."""
+    table = to_table(results)
+    settings = list(dict.fromkeys(table["setting"]))
+    wide = 100 * table.pivot(index="detector", columns="setting", values=["ap", "ap_exact"])
+    columns = [(kind, name) for kind in ("ap", "ap_exact") for name in settings]
+    wide = wide.loc[list(results), columns]
+    wide.columns = settings + [f"{name} (exact)" for name in settings]
+    shown = wide.rename_axis(None).to_string(float_format="%.2f", na_rep="no face")
+    return f"AP in percent: {title}\n{shown}"
+
+
+def calibration_text(calibration: Mapping[str, Mapping[str, Any]], *, score_above: float) -> str:
+    """A line per detector, from {name: `calibration_summary`}.
+
+    score_above: the score threshold of the detectors, which limits what the error is about.
+    """
+    settings = " and ".join(dict.fromkeys(part["setting"] for part in calibration.values()))
+    lines = [f"calibration of detections that score over {score_above:g} (setting: {settings})"]
+    for name, part in calibration.items():
+        if not part["detections"]:
+            lines.append(f"{name}: no detections")
+            continue
+        text = f"{name}: expected calibration error {part['expected_calibration_error']:.3f}"
+        for precision, point in part["thresholds"].items():
+            reached = "at no score"
+            if point:
+                reached = f"from score {point['threshold']:.4f} (recall {point['recall']:.3f})"
+            text += f", precision {precision} {reached}"
+        lines.append(text)
+    return "\n".join(lines)
+
+
+def consistency_text(summary: Mapping[str, Any]) -> str:
+    """One line from {"a", "b", "score_above", and the summary of `compare`}."""
+    a, b = summary["a"], summary["b"]
+    agreement = f"{100 * summary['agreement']:.1f} %" if summary["agreement"] >= 0 else "undefined"
+    return (
+        f"consistency of {b} with {a}, faces that score over {summary['score_above']:g}: "
+        f"agreement {agreement} ({summary['matched']} both, {summary['missed']} only {a}, "
+        f"{summary['extra']} only {b}), score correlation {summary['score_correlation']:.3f}, "
+        f"median box IoU {summary['iou_median']:.3f}, median landmark distance "
+        f"{summary['landmark_distance_median']:.4f} face sizes"
+    )
+
+
+def refuse_foreign(weights: Iterable[str]) -> None:
+    """Raise CheckpointError for the first file that is not a checkpoint of this project."""
+    from featherface.checkpoint import is_checkpoint, read_file
+
+    for path in weights:
+        if Path(path).suffix == ".onnx":
+            raise CheckpointError(f"{path}: AP is recorded in .pth files only; nothing recorded")
+        if not is_checkpoint(read_file(path)):
+            raise CheckpointError(f"{path}: not a checkpoint of this project; nothing recorded")
+
+
+def record_in_weights(
+    weights: Mapping[str, str], results: Mapping[str, Evaluation], record: Mapping[str, Any]
+) -> None:
+    """Add the AP to each weights file, under "evaluations"; replace the same measurement.
+
+    weights: paths, by the names in `results`. If one is not a checkpoint of this project, raise
+    CheckpointError and change none.
+    """
+    from featherface.checkpoint import read_file, write_file
+
+    refuse_foreign(weights.values())
+    kept = ("description", "protocol", "images", "subset", "score_threshold", "iou_threshold")
+    about = {name: record[name] for name in (*kept, "commit")}
+    for name, path in weights.items():
+        content = read_file(path)
+        now = (about["description"], about["protocol"])
+        others = [
+            part
+            for part in content.get("evaluations", [])
+            if (part["description"], part["protocol"]) != now
+        ]
+        content["evaluations"] = [*others, {**about, **results[name].as_dict()}]
+        write_file(path, content)
+        print(f"recorded in {path}")

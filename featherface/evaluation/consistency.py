@@ -1,8 +1,7 @@
-"""Do two detectors find the same faces? One against the other, with no annotation needed.
+"""Consistency of two detectors: do they find the same faces? Needs no annotation.
 
-In each image the boxes of the two are paired one to one (Hungarian method, Kuhn 1955) so that the
-sum of the IoUs of at least 0.5 is largest. Used for V1 against V2 and for exported against trained
-networks.
+In each image the boxes of both are paired one to one (Hungarian method, Kuhn 1955) so that the sum
+of the IoUs of at least 0.5 is largest. Used for V1 and V2 and for exported and trained networks.
 """
 
 from __future__ import annotations
@@ -13,58 +12,48 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from featherface.errors import DataError
-from featherface.evaluation.submission import name_some
+from featherface.evaluation.predictions import box_sizes, name_some, pairwise_iou
 from featherface.structures import Detections
 
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = (
-    "image",
-    "status",
-    "index_a",
-    "index_b",
-    "score_a",
-    "score_b",
-    "size",
-    "iou",
-    "landmark_distance",
-)
-_STATUS = ("matched", "missed", "extra")
+COLUMNS = "image status index_a index_b score_a score_b size iou landmark_distance".split()
 
 
 def compare(
     detections_a: Mapping[str, Detections] | Sequence[Detections],
     detections_b: Mapping[str, Detections] | Sequence[Detections],
     *,
+    score_above: float = -np.inf,
     iou_threshold: float = 0.5,
 ) -> tuple[pd.DataFrame, dict[str, float]]:
     """Pair the faces of detector a (the reference) and detector b, image by image.
 
-    Both arguments name the same images, or are lists in the same order (named 0, 1, …).
+    Both arguments name the same images, or are lists in the same order (named 0, 1, …). Only faces
+    that score over `score_above` count: at the low threshold of an evaluation most are noise.
 
-    Returns a table and a summary. The table has one row a pair (status "matched") and one a face
-    that only a found ("missed") or only b ("extra"), whose other values are NaN and index −1:
-    size is the square root of the box area (pixels, a's box where there is one), iou that of the
-    boxes, landmark_distance the mean distance of the five points in units of size. The summary has
-    images, faces_a, faces_b, matched, missed, extra; agreement = matched / (matched + missed +
-    extra); score_correlation (Pearson) and score_difference (mean of b − a); iou_mean, iou_median,
-    landmark_distance_mean, landmark_distance_median: NaN where no pair defines them.
-    DataError where the images differ.
+    Returns a table and a summary. The table has one row per pair (status "matched") and one per
+    face that only a found ("missed") or only b ("extra"), whose other values are NaN and index −1.
+    size: square root of the box area (pixels; of a's box if there is one); iou: of the two boxes;
+    landmark_distance: mean distance of the five points in units of size. The summary has images,
+    faces_a, faces_b, matched, missed, extra; agreement = matched / (matched + missed + extra);
+    score_correlation (Pearson), score_difference (mean of b − a), and mean and median of iou and
+    landmark_distance: NaN if no pair defines them. DataError if the images differ.
     """
     import pandas as pd
 
-    first, second = _named(detections_a), _named(detections_b)
+    first, second = (_named(found, score_above) for found in (detections_a, detections_b))
     different = sorted(first.keys() ^ second.keys())
     if different:
         raise DataError(f"images that only one detector has seen: {name_some(different)}")
     rows = [row for name in first for row in _rows(name, first[name], second[name], iou_threshold)]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.DataFrame(rows, columns=COLUMNS)
     return table, _summary(table, len(first))
 
 
 class Pair(NamedTuple):
-    """Two detectors, by name, and what `compare` says of them."""
+    """Two detectors by name, and the table and summary of `compare`."""
 
     a: str
     b: str
@@ -75,30 +64,30 @@ class Pair(NamedTuple):
 def compare_with_first(
     detected: Mapping[str, Mapping[str, Detections]], *, score_above: float
 ) -> list[Pair]:
-    """The first of several detectors, {name: {image: faces}}, against each other one.
+    """Compare the first of several detectors, {name: {image: faces}}, with each other one.
 
-    Only faces that score over `score_above`: at the low threshold of an evaluation most are noise,
-    on which no two detectors agree. Empty for fewer than two detectors; errors are `compare`'s.
+    Empty for fewer than two detectors; see `compare`.
     """
-    shown = {
-        name: {image: faces[faces.scores > score_above] for image, faces in found.items()}
-        for name, found in detected.items()
-    }
-    first, *others = shown or [""]
-    return [Pair(first, other, *compare(shown[first], shown[other])) for other in others]
+    first, *others = detected or [""]
+    return [
+        Pair(first, other, *compare(detected[first], detected[other], score_above=score_above))
+        for other in others
+    ]
 
 
-def _named(detections: Mapping[str, Detections] | Sequence[Detections]) -> dict[str, Detections]:
-    if isinstance(detections, Mapping):
-        return dict(detections)
-    return {str(index): faces for index, faces in enumerate(detections)}
+def _named(
+    detections: Mapping[str, Detections] | Sequence[Detections], score_above: float
+) -> dict[str, Detections]:
+    if not isinstance(detections, Mapping):
+        detections = {str(index): faces for index, faces in enumerate(detections)}
+    return {name: faces[faces.scores > score_above] for name, faces in detections.items()}
 
 
 def _rows(name: str, a: Detections, b: Detections, iou_threshold: float) -> list[tuple]:
     """The table's rows of one image: pairs, missed, extra."""
     overlaps = pairwise_iou(a.boxes, b.boxes)
     index_a, index_b = _assign(overlaps, iou_threshold)
-    sizes_a, sizes_b = _sizes(a.boxes), _sizes(b.boxes)
+    sizes_a, sizes_b = box_sizes(a.boxes), box_sizes(b.boxes)
     scores_a, scores_b = a.scores.astype(float), b.scores.astype(float)
     steps = np.linalg.norm(a.landmarks[index_a] - b.landmarks[index_b], axis=2).mean(axis=1)
     distance = steps / np.maximum(sizes_a[index_a], 1e-9)
@@ -115,8 +104,8 @@ def _rows(name: str, a: Detections, b: Detections, iou_threshold: float) -> list
 
 
 def _assign(overlaps: np.ndarray, iou_threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the paired rows and columns of an IoU matrix, each used once at most."""
-    from scipy.optimize import linear_sum_assignment  # late: slow to import
+    """Indices of the paired rows and columns of an IoU matrix, each used at most once."""
+    from scipy.optimize import linear_sum_assignment  # slow to import
 
     allowed = np.where(overlaps >= iou_threshold, overlaps, 0.0)
     rows, columns = linear_sum_assignment(allowed, maximize=True)
@@ -124,41 +113,22 @@ def _assign(overlaps: np.ndarray, iou_threshold: float) -> tuple[np.ndarray, np.
     return rows[paired], columns[paired]
 
 
-def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(K, L) IoU of x1, y1, x2, y2 boxes, continuous coordinates; 0 where both are empty."""
-    a, b = a[:, None].astype(np.float64), b[None].astype(np.float64)
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    inside = sides.clip(min=0).prod(axis=-1)
-    areas = [(box[..., 2:] - box[..., :2]).clip(min=0).prod(axis=-1) for box in (a, b)]
-    return inside / np.maximum(areas[0] + areas[1] - inside, 1e-9)
-
-
-def _sizes(boxes: np.ndarray) -> np.ndarray:
-    """(K,) square roots of the box areas, pixels."""
-    return np.sqrt((boxes[:, 2:] - boxes[:, :2]).clip(min=0).astype(np.float64).prod(axis=1))
-
-
 def _summary(table: pd.DataFrame, images: int) -> dict[str, float]:
-    counts = {status: int((table["status"] == status).sum()) for status in _STATUS}
-    pairs = table[table["status"] == "matched"]
-    score_a, score_b = pairs["score_a"].to_numpy(float), pairs["score_b"].to_numpy(float)
+    status = ("matched", "missed", "extra")
+    counts = {name: int((table["status"] == name).sum()) for name in status}
+    pairs = table[table["status"] == "matched"].drop(columns=["image", "status"]).astype(float)
+    a, b, iou, distance = (pairs[n] for n in ("score_a", "score_b", "iou", "landmark_distance"))
+    related = len(pairs) > 1 and a.std() and b.std()
     return {
         "images": images,
         "faces_a": counts["matched"] + counts["missed"],
         "faces_b": counts["matched"] + counts["extra"],
         **counts,
         "agreement": counts["matched"] / len(table) if len(table) else float("nan"),
-        "score_correlation": _correlation(score_a, score_b),
-        "score_difference": float((score_b - score_a).mean()) if len(pairs) else float("nan"),
-        "iou_mean": float(pairs["iou"].astype(float).mean()),
-        "iou_median": float(pairs["iou"].astype(float).median()),
-        "landmark_distance_mean": float(pairs["landmark_distance"].astype(float).mean()),
-        "landmark_distance_median": float(pairs["landmark_distance"].astype(float).median()),
+        "score_correlation": float(np.corrcoef(a, b)[0, 1]) if related else float("nan"),
+        "score_difference": float((b - a).mean()),
+        "iou_mean": float(iou.mean()),
+        "iou_median": float(iou.median()),
+        "landmark_distance_mean": float(distance.mean()),
+        "landmark_distance_median": float(distance.median()),
     }
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's r; NaN for fewer than two pairs or constant scores."""
-    if len(a) < 2 or not a.std() or not b.std():
-        return float("nan")
-    return float(np.corrcoef(a, b)[0, 1])

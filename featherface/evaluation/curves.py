@@ -1,33 +1,38 @@
-"""Which face each detection finds: the part of the WIDER FACE protocol that all settings share.
+"""Matching of detections to faces, precision-recall curves, average precision and calibration.
 
 The rules are those of the benchmark's eval_tools (Yang et al., "WIDER FACE: A Face Detection
 Benchmark", CVPR 2016): overlaps are measured with a pixel added to every width and height, each
 detection belongs to the face that it overlaps best, and of the detections of one face only the
-highest-scored is true. A setting then only says which faces it keeps (`Matches.judge`), so one pass
-over the images serves easy, medium, hard and any range of sizes.
+highest-scored is true. A setting (easy, small, …) only selects faces, so one pass over the images
+serves them all. Calibration: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from featherface.errors import ConfigError, DataError
+from featherface.structures import Curve, Detections
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MATCH_IOU = 0.5
-_MOST_OVERLAPS = 1 << 20  # entries of one IoU matrix: bounds the memory at crowds and 5,000 boxes
+THRESHOLDS = 1 - np.arange(1, 1001) / 1000  # official, of rescaled scores: 0.999, 0.998, …, 0
+_MOST_OVERLAPS = 1 << 20  # entries of one IoU matrix: bounds the memory of crowds
 
 
 @dataclass(frozen=True)
-class Matches:
+class DetectionMatches:
     """All N detections of a set of images, highest score first, and the face that each one finds.
 
-    scores (N,) float64, descending; face (N,) int: index among all the faces of the set, −1 where
-    no face overlaps by an IoU of 0.5; first (N,) bool: no higher-scored detection finds this face.
+    scores (N,) float64, descending; face (N,) int: index among all faces of the set, −1 if no face
+    overlaps by an IoU of 0.5; first (N,) bool: no higher-scored detection finds this face.
     """
 
     scores: np.ndarray
@@ -35,7 +40,7 @@ class Matches:
     first: np.ndarray
 
     def judge(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The detections that count where only the faces in `kept` (G,) bool are looked for.
+        """Select the detections that count if only the faces in `kept` (G,) bool are to be found.
 
         Returns scores (M,), descending, and true (M,) bool. A detection whose best face is not
         kept is dropped, even if it overlaps a kept one too. A second detection of a face is false.
@@ -44,11 +49,13 @@ class Matches:
         return self.scores[counts], self.first[counts]
 
 
-def match(detections: Sequence[np.ndarray], faces: Sequence[np.ndarray]) -> Matches:
+def match_detections(
+    detections: Sequence[np.ndarray], faces: Sequence[np.ndarray]
+) -> DetectionMatches:
     """Match image by image.
 
-    detections: an array (K, 5) x, y, w, h, score an image, in any order; faces: an array (F, 4)
-    x, y, w, h an image, pixels. The faces of the set are numbered in the order given.
+    detections: for each image (K, 5) x, y, w, h, score, in any order; faces: for each image (F, 4)
+    x, y, w, h, pixels. The faces of the set are numbered in the given order.
     """
     found = [np.zeros(0, np.int64)]
     total = 0
@@ -60,7 +67,7 @@ def match(detections: Sequence[np.ndarray], faces: Sequence[np.ndarray]) -> Matc
     face = np.concatenate(found)[order]
     first = np.zeros(len(face), bool)
     first[np.unique(face, return_index=True)[1]] = True
-    return Matches(scores[order], face, first & (face >= 0))
+    return DetectionMatches(scores[order], face, first & (face >= 0))
 
 
 def _best_face(boxes: np.ndarray, faces: np.ndarray, offset: int) -> np.ndarray:
@@ -94,35 +101,21 @@ def _iou(boxes: np.ndarray, faces: np.ndarray) -> np.ndarray:
     return np.divide(inside, union, out=np.zeros_like(inside), where=inside > 0)
 
 
-THRESHOLDS = 1 - np.arange(1, 1001) / 1000  # of the rescaled scores: 0.999, 0.998, …, 0
-
-
-@dataclass(frozen=True)
-class Curve:
-    """What one setting (easy, small, …) makes of the detections.
-
-    scores (M,) descending and true (M,) bool: the detections that count, see `Matches.judge`;
-    thresholds, recall, precision (T,): the exact curve, one point a distinct score, highest first;
-    ap: the official average precision, ap_exact: the exact one, in 0..1, NaN where there is no
-    face; faces: the number of faces looked for.
-    """
-
-    scores: np.ndarray
-    true: np.ndarray
-    thresholds: np.ndarray
-    recall: np.ndarray
-    precision: np.ndarray
-    ap: float
-    ap_exact: float
-    faces: int
-
-
 @dataclass(frozen=True)
 class Evaluation:
-    """A curve a setting, over a number of images."""
+    """A curve for each setting, over a number of images.
+
+    detections: {photo: faces} behind the curves if `featherface.evaluation.evaluate` ran a
+    detector, else empty.
+    """
 
     curves: dict[str, Curve]
     images: int
+    detections: Mapping[str, Detections] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        parts = [f"{name} {curve.ap:.4f}" for name, curve in self.curves.items()]
+        return f"Evaluation(AP {', '.join(parts)}; {self.images:,} images)"
 
     def as_dict(self) -> dict[str, Any]:
         """{setting: {"ap", "ap_exact", "faces"}, …, "images": n}, plain numbers, AP in 0..1."""
@@ -132,9 +125,21 @@ class Evaluation:
         }
         return {**settings, "images": self.images}
 
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row per setting: setting, ap, ap_exact (0..1), faces, images."""
+        import pandas as pd
 
-def evaluate(matches: Matches, settings: Mapping[str, np.ndarray], images: int) -> Evaluation:
-    """Judge the same matches under every setting: a (G,) bool mask of the faces it keeps."""
+        rows = [
+            (name, curve.ap, curve.ap_exact, curve.faces, self.images)
+            for name, curve in self.curves.items()
+        ]
+        return pd.DataFrame(rows, columns=["setting", "ap", "ap_exact", "faces", "images"])
+
+
+def make_curves(
+    matches: DetectionMatches, settings: Mapping[str, np.ndarray], images: int
+) -> Evaluation:
+    """Judge the matches under each setting: a (G,) bool mask of the faces to find."""
     low, high = 1.0, 0.0  # where the usual evaluator starts its running minimum and maximum
     if len(matches.scores):
         low, high = min(low, matches.scores[-1]), max(high, matches.scores[0])
@@ -148,10 +153,10 @@ def evaluate(matches: Matches, settings: Mapping[str, np.ndarray], images: int) 
 def make_curve(
     scores: np.ndarray, true: np.ndarray, faces: int, *, score_range: tuple[float, float]
 ) -> Curve:
-    """The curve of one setting.
+    """Make the curve of one setting.
 
-    scores (M,) descending, true (M,) bool, faces: how many there were to find; score_range: the
-    lowest and highest score of all detections, dropped ones too, that the official AP maps to 0..1.
+    scores (M,) descending, true (M,) bool; faces: how many there are to find; score_range: lowest
+    and highest score of all detections, dropped ones too, which the official AP maps to 0..1.
     """
     last_of_ties = np.append(scores[1:] != scores[:-1], True)[: len(scores)]
     ends = np.flatnonzero(last_of_ties) + 1  # detections at or above each distinct score
@@ -170,9 +175,9 @@ def make_curve(
 
 
 def _at_thresholds(scores: np.ndarray, score_range: tuple[float, float]) -> np.ndarray:
-    """(1000,) int: how many detections have a rescaled score at or above each threshold."""
+    """(1000,) int: the number of detections at or above each threshold of the rescaled score."""
     low, high = score_range
-    # one score alone (an oracle's 1.0) has no range: it is above every threshold
+    # a single score (an oracle's 1.0) has no range: it is above every threshold
     rescaled = (scores - low) / (high - low) if high > low else np.ones(len(scores))
     return len(scores) - np.searchsorted(rescaled[::-1], THRESHOLDS, side="left")
 
@@ -185,7 +190,7 @@ def _points(true: np.ndarray, ends: np.ndarray, faces: int) -> tuple[np.ndarray,
 
 
 def _area(recall: np.ndarray, precision: np.ndarray) -> float:
-    """Area under the envelope."""
+    """Area under the envelope of precision."""
     recall = np.concatenate([[0.0], recall, [1.0]])
     precision = np.concatenate([[0.0], precision, [0.0]])
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
@@ -193,19 +198,15 @@ def _area(recall: np.ndarray, precision: np.ndarray) -> float:
     return float(np.sum((recall[steps + 1] - recall[steps]) * envelope[steps + 1]))
 
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-
 class Reliability(NamedTuple):
     """Scores against precision, in bins of equal width over 0..1."""
 
-    table: pd.DataFrame  # a row a bin: low, high, count, score (mean), precision; NaN if empty
+    table: pd.DataFrame  # one row per bin: low, high, count, score (mean), precision; NaN if empty
     error: float  # expected calibration error: mean |score − precision|, weighted by count
 
 
 class OperatingPoint(NamedTuple):
-    """What a detector does at one score threshold, all in 0..1."""
+    """Precision and recall at one score threshold, all in 0..1."""
 
     threshold: float
     precision: float
@@ -213,10 +214,10 @@ class OperatingPoint(NamedTuple):
 
 
 def reliability(curve: Curve, *, bins: int = 10) -> Reliability:
-    """The reliability of a curve's detections.
+    """Compare the scores of a curve's detections with their precision.
 
-    A score of exactly an inner edge belongs to the bin above it, 1 to the last. DataError without
-    detections or with scores outside 0..1 (which no calibration can be about).
+    A score equal to an inner edge belongs to the bin above it, 1 to the last. DataError without
+    detections or for scores outside 0..1.
     """
     import pandas as pd
 
@@ -226,7 +227,7 @@ def reliability(curve: Curve, *, bins: int = 10) -> Reliability:
     if not len(scores):
         raise DataError("no detections to calibrate: lower the score threshold of the detector")
     if scores[-1] < 0 or scores[0] > 1:
-        raise DataError(f"scores lie in {scores[-1]:.4g}..{scores[0]:.4g}; calibration needs 0..1")
+        raise DataError(f"scores are {scores[-1]:.4g}..{scores[0]:.4g}; calibration needs 0..1")
     edges = np.linspace(0, 1, bins + 1)
     index = np.searchsorted(edges[1:-1], scores, side="right")
     count = np.bincount(index, minlength=bins)
@@ -247,14 +248,14 @@ def reliability(curve: Curve, *, bins: int = 10) -> Reliability:
 
 
 def threshold_for_precision(curve: Curve, precision: float) -> OperatingPoint:
-    """The lowest score threshold whose detections (score ≥ threshold) are this precise.
+    """Find the lowest score threshold whose detections (score ≥ threshold) are this precise.
 
-    Of all thresholds that reach `precision` the lowest finds the most faces. Precision does not
-    fall evenly with the threshold, so thresholds just above may miss it by a little. DataError
-    where no threshold reaches it, naming the best one.
+    The lowest of the thresholds that reach `precision` finds the most faces. Precision is not
+    monotone in the threshold, so slightly higher thresholds may miss it by a little. DataError if
+    no threshold reaches it, naming the best one.
     """
     if not 0 < precision <= 1:
-        raise ConfigError(f"a precision lies above 0 and up to 1; got {precision}")
+        raise ConfigError(f"precision must be above 0 and at most 1; got {precision}")
     if not len(curve.scores):
         raise DataError("no detections to choose a threshold from")
     enough = np.flatnonzero(curve.precision >= precision)
@@ -270,19 +271,21 @@ def threshold_for_precision(curve: Curve, precision: float) -> OperatingPoint:
 
 
 def setting_of_most_faces(result: Evaluation) -> str:
-    """The setting to calibrate on: "hard" of WIDER FACE, "all" of a folder.
+    """The setting to calibrate on: "hard" for WIDER FACE, "all" for a folder.
 
-    Detections of faces that a setting does not keep are dropped, so a stricter one judges fewer.
+    A stricter setting drops the detections of the faces that it excludes, so it judges fewer.
     """
     return "hard" if "hard" in result.curves else "all"
 
 
-def summarise(result: Evaluation, *, precisions: Sequence[float] = (0.95, 0.99)) -> dict[str, Any]:
-    """What a report says about a detector's scores, as plain numbers; no error for lack of them.
+def calibration_summary(
+    result: Evaluation, *, precisions: Sequence[float] = (0.95, 0.99)
+) -> dict[str, Any]:
+    """Summarise a detector's calibration as plain numbers, without errors for lack of detections.
 
-    {"setting": the one of most faces, "detections": M, "expected_calibration_error": …,
+    {"setting": the one with most faces, "detections": M, "expected_calibration_error": …,
     "thresholds": {"0.95": {"threshold", "precision", "recall"}, …}}. The error is None without
-    detections, and a threshold is None where no score is precise enough.
+    detections; a threshold is None if no score is precise enough.
     """
     setting = setting_of_most_faces(result)
     curve = result.curves[setting]

@@ -1,4 +1,7 @@
-"""Run a detector over many photos: batches of like size, files decoded while the network works."""
+"""Detection over many photos under four protocols, and the evaluation of a detector on a data set.
+
+Photos of like size share a batch, and files are decoded while the network works.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Protocol, TypeVar
 
@@ -14,30 +17,81 @@ import cv2
 import numpy as np
 from tqdm.auto import tqdm
 
-from featherface.config import KEEP_TOP_K, NMS_IOU
+from featherface.config import EVALUATION_SCORE, KEEP_TOP_K, NMS_IOU
 from featherface.data.widerface import Photo
 from featherface.errors import ConfigError
-from featherface.evaluation.consistency import pairwise_iou
-from featherface.images import decode, open_photo, padded_size
+from featherface.evaluation.curves import Evaluation
+from featherface.evaluation.predictions import pairwise_iou
+from featherface.evaluation.sets import EvaluationSet, find_evaluation_set
+from featherface.images import decode, open_header, open_photo, padded_size
 from featherface.structures import FLIPPED_LANDMARKS, Detections
 
-PROTOCOLS = ("original", "vga", "mxnet", "multiscale")
+PROTOCOLS = {
+    "original": "photos as stored",
+    "vga": "long side 640",
+    "mxnet": "short side 1600, long side at most 2150",
+    "multiscale": "five sizes, mirrored too, merged by box voting",
+}
 _VGA = 640
 _MXNET = (1600, 2150)  # short side, longest side
 _BASE = (800, 1200)  # multiscale: short side, longest side at scale 800
 _SHORT_SIDES = (500, 800, 1100, 1400, 1700)
+BATCH_PIXELS = 16 * 640 * 640  # of network input per forward on an accelerator
+CPU_BATCH_PIXELS = 640 * 640  # larger batches leave a CPU's cache and gain nothing
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class BatchDetector(Protocol):
+    """A Detector or OnnxDetector, or anything with their detect_batch."""
+
+    def detect_batch(
+        self, images: Iterable[np.ndarray], *, bgr: bool = False
+    ) -> list[Detections]: ...
+
+
+def evaluate(
+    detector: BatchDetector | str | os.PathLike | None,
+    data: EvaluationSet | str | os.PathLike,
+    *,
+    split: str = "val",
+    protocol: str = "vga",
+    limit: int = 0,
+    progress: bool = True,
+    label: str = "detect",
+) -> Evaluation:
+    """Run a detector on the photos of a data set and compute its average precision.
+
+    detector: a Detector or OnnxDetector, opened with a score threshold of 0.02 or less because AP
+    needs low scores too; or weights to open like that (None: the shipped V2).
+    data: a folder as `find_evaluation_set` reads it, or its result. protocol: the size of the
+    photos, see PROTOCOLS. limit: use the first photos only; 0: all.
+
+    Returns an Evaluation: easy, medium and hard on WIDER FACE with its ground truth, else all,
+    small, medium and large; its `detections` hold the faces of each photo.
+    Raises CheckpointError, ConfigError or DataError for invalid weights, settings or data.
+    """
+    if not isinstance(data, EvaluationSet):
+        data = find_evaluation_set(data, split)
+    data = data.first(limit) if limit else data
+    if detector is None or isinstance(detector, (str, os.PathLike)):
+        from featherface.detector import open_detector  # importing torch takes seconds
+
+        detector = open_detector(detector, score_threshold=EVALUATION_SCORE)
+    found = detect_photos(detector, data.photos, protocol=protocol, progress=progress, label=label)
+    return replace(data.evaluate(found), detections=found)
 
 
 @dataclass(frozen=True)
 class View:
-    """One size of a photo as the detector sees it, perhaps mirrored."""
+    """One size of a photo as the detector sees it, optionally mirrored."""
 
     width: int
     height: int
     mirrored: bool = False
 
     def draw(self, photo: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 → (height, width, 3) uint8."""
+        """Resize a photo (H, W, 3) uint8 to (height, width, 3)."""
         height, width = photo.shape[:2]
         if (width, height) != (self.width, self.height):
             # area averaging when shrinking (no aliasing), as the Detector itself does
@@ -46,7 +100,7 @@ class View:
         return np.ascontiguousarray(photo[:, ::-1]) if self.mirrored else photo
 
     def restore(self, faces: Detections, width: int, height: int) -> Detections:
-        """Faces found in this view → in pixels of the photo of that width and height."""
+        """Convert faces of this view to pixels of the photo, which is width × height."""
         boxes, landmarks = faces.boxes.reshape(-1, 2, 2), faces.landmarks
         if self.mirrored:
             x1, x2 = self.width - boxes[:, 1, 0], self.width - boxes[:, 0, 0]
@@ -58,7 +112,7 @@ class View:
 
 
 def views(protocol: str, width: int, height: int) -> list[View]:
-    """The views of a photo of this size, pixels. ConfigError for an unknown protocol."""
+    """The views of a photo of width × height pixels. ConfigError for an unknown protocol."""
     short, long = min(width, height), max(width, height)
     if protocol == "original":
         return [View(width, height)]
@@ -84,10 +138,10 @@ def _scaled(width: int, height: int, scale: float) -> View:
 def vote(
     found: Sequence[Detections], *, iou_threshold: float = NMS_IOU, keep: int = KEEP_TOP_K
 ) -> Detections:
-    """Merge what several views found in one photo (all in its pixels) by box voting.
+    """Merge the faces of several views of one photo, in its pixels, by box voting.
 
-    The best face takes every face that overlaps it by at least `iou_threshold` into its mean,
-    weighted by score, and keeps its own score; then the next best of the rest; at most `keep`.
+    The best face becomes the score-weighted mean of all faces that overlap it by at least
+    `iou_threshold` and keeps its score; then the best of the rest, and so on; at most `keep`.
     """
     scores = np.concatenate([faces.scores for faces in found])
     order = np.argsort(-scores, kind="stable")
@@ -112,20 +166,6 @@ def vote(
     return Detections(np.stack(mean_boxes), scores[best], np.stack(mean_landmarks))
 
 
-BATCH_PIXELS = 16 * 640 * 640  # of the network input that share a forward on an accelerator
-CPU_BATCH_PIXELS = 640 * 640  # larger batches leave a CPU's cache and gain nothing
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-
-
-class BatchDetector(Protocol):
-    """A Detector or OnnxDetector that neither shrinks images (max_side) nor draws."""
-
-    def detect_batch(
-        self, images: Iterable[np.ndarray], *, bgr: bool = False
-    ) -> list[Detections]: ...
-
-
 def detect_photos(
     detector: BatchDetector,
     photos: Sequence[Photo],
@@ -135,14 +175,14 @@ def detect_photos(
     progress: bool = True,
     label: str = "detect",
 ) -> dict[str, Detections]:
-    """The faces of every photo, {photo name: Detections} in pixels of the photo as stored.
+    """Detect the faces of each photo: {photo name: Detections} in pixels of the photo as stored.
 
-    protocol: see `protocols`; batch_pixels: the most that share a forward (a larger photo runs
-    alone), by default what suits the detector's device. Photos are read as stored, without EXIF
-    rotation, as annotations are. Raises DataError for a file that cannot be read, and for damaged
-    headers before any detection.
+    protocol: see PROTOCOLS; batch_pixels: most pixels per forward (a larger photo runs alone), by
+    default chosen for the detector's device. Photos are read without EXIF rotation, as annotations
+    are. Raises DataError for a file that cannot be read; for damaged headers before any detection.
     """
-    plans = [views(protocol, *_size(photo)) for photo in photos]
+    headers = [open_header(photo.path) for photo in photos]
+    plans = [views(protocol, header.width, header.height) for header in headers]
     found: dict[str, Detections] = {}
     if batch_pixels is None:
         on_cpu = str(getattr(detector, "device", "cpu")) == "cpu"
@@ -159,16 +199,10 @@ def detect_photos(
     return {photo.name: found[photo.name] for photo in photos}
 
 
-def _size(photo: Photo) -> tuple[int, int]:
-    """Width and height from the file's header, pixels."""
-    file = open_photo(photo.path)
-    return file.width, file.height
-
-
 def _batches(plans: Sequence[list[View]], batch_pixels: int) -> list[list[int]]:
-    """Photo indices in batches of one padded input size, the largest first.
+    """Photo indices in batches of one padded input size.
 
-    Largest first: if the memory does not do, that shows at once and not after an hour.
+    The largest come first: if memory does not suffice, that shows at once, not after an hour.
     """
     sizes = [padded_size(view[0].height, view[0].width) for view in plans]
     pixels = [sum(np.prod(padded_size(v.height, v.width)) for v in view) for view in plans]
@@ -187,7 +221,7 @@ def _batches(plans: Sequence[list[View]], batch_pixels: int) -> list[list[int]]:
 def _draw(
     batch: list[int], photos: Sequence[Photo], plans: Sequence[list[View]]
 ) -> list[tuple[np.ndarray, tuple[int, int]]]:
-    """Every view of every photo of a batch, BGR, with the width and height of the photo."""
+    """All views of the photos of a batch, BGR, each with the width and height of its photo."""
     drawn = []
     for index in batch:
         pixels = decode(open_photo(photos[index].path))
@@ -199,7 +233,7 @@ def _draw(
 def _ahead(
     items: Iterable[_Item], work: Callable[[_Item], _Result]
 ) -> Iterator[tuple[_Item, _Result]]:
-    """(item, work(item)) in order, a few items worked on by threads ahead of the one in use."""
+    """Yield (item, work(item)) in order; threads work a few items ahead."""
     workers = min(4, os.cpu_count() or 1)
     left = iter(items)
     pool = ThreadPoolExecutor(workers)
@@ -211,5 +245,5 @@ def _ahead(
             item, future = pending.popleft()
             yield item, future.result()
             pending.extend((item, pool.submit(work, item)) for item in islice(left, 1))
-    finally:  # on an error or Ctrl-C nobody waits for work that nobody will use
+    finally:  # after an error or Ctrl-C, do not wait for unused work
         pool.shutdown(wait=False, cancel_futures=True)

@@ -1,16 +1,14 @@
-"""Detections in files: the WIDER FACE submission layout, `<event>/<image>.txt`.
+"""WIDER FACE submission files: `<event>/<image>.txt`, read and written.
 
-Each file has the image's name, the number of boxes, and a row `x y w h score` a box. The official
-server takes such a folder (or a zip of it). Coordinates keep their decimals: whole pixels would
-cost up to 0.7 AP points.
+Each file has the image's name, the number of boxes, and one row `x y w h score` per box. The
+official server takes such a folder or a zip of it. Coordinates keep three decimals: whole pixels
+would cost up to 0.7 AP points.
 """
 
 import os
 import tempfile
-import warnings
 import zipfile
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
@@ -18,109 +16,30 @@ from typing import TypeAlias
 import numpy as np
 
 from featherface.errors import DataError
-from featherface.images import PHOTO_SUFFIXES
-from featherface.structures import Detections
+from featherface.evaluation.predictions import (
+    InMemory,
+    as_rows,
+    image_key,
+    image_stem,
+    name_some,
+    warn,
+)
 
-# {image name: (K, 5) x, y, w, h, score, or Detections}, or a submission folder or zip
-Found: TypeAlias = Mapping[str, np.ndarray | Detections] | str | os.PathLike
-
-
-class EvaluationWarning(UserWarning):
-    """Detections and annotation do not cover the same images, or a prediction file is empty."""
-
-
-def image_key(name: str) -> str:
-    """A name without its image suffix: "a/b.jpg" and "a/b" are the same image."""
-    root, _, suffix = name.rpartition(".")
-    return root if root and f".{suffix.lower()}" in PHOTO_SUFFIXES else name
+# detections in memory, or a submission folder or zip
+Found: TypeAlias = InMemory | str | os.PathLike
 
 
-def image_stem(name: str) -> str:
-    """A name without folders and image suffix; WIDER FACE's are unique."""
-    return image_key(name.rsplit("/", 1)[-1])
-
-
-def name_some(names: Iterable[str], most: int = 3) -> str:
-    """ "a, b, c and 4 more"."""
-    listed = list(names)
-    rest = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + rest
-
-
-def warn(message: str) -> None:
-    warnings.warn(message, EvaluationWarning, stacklevel=3)
-
-
-def as_rows(value: np.ndarray | Detections, where: str) -> np.ndarray:
-    """(K, 5) float64 x, y, w, h, score, finite. DataError otherwise, naming `where`."""
-    if isinstance(value, Detections):
-        boxes = value.boxes.astype(np.float64)
-        return np.column_stack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2], value.scores])
-    try:
-        rows = np.asarray(value, np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: detections must be numbers: {error}") from error
-    if rows.size == 0:
-        return np.zeros((0, 5))
-    if rows.ndim != 2 or rows.shape[1] != 5:
-        raise DataError(f"{where}: detections need 5 columns, x y w h score; shape is {rows.shape}")
-    if not np.isfinite(rows).all():
-        row = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
-        raise DataError(f"{where}: detection {row + 1} has a NaN or infinite value: {rows[row]}")
-    return rows
-
-
-def gather(
-    predictions: Found, names: list[str], known: Iterable[str], key: Callable[[str], str]
-) -> list[np.ndarray]:
-    """The detections of the images `names`, in that order: arrays (K, 5) x, y, w, h, score.
-
-    `known`: every annotated image, also outside a subset; `key` makes names comparable. An image
-    without prediction counts as one without detections, and a prediction for an unknown image is
-    left out: an EvaluationWarning names them. DataError for two predictions of one image, for
-    malformed ones, and where no prediction belongs to any annotated image.
-    """
-    given = predictions if isinstance(predictions, Mapping) else read_submission(predictions)
-    found: dict[str, np.ndarray] = {}
-    for name, value in given.items():
-        if key(name) in found:
-            raise DataError(f"two predictions for the image {key(name)}, one of them {name}")
-        found[key(name)] = as_rows(value, f"image {name}")
-    unknown = found.keys() - {key(name) for name in known}
-    if found and len(unknown) == len(found):
-        raise DataError(
-            "no prediction is for an annotated image (another split or data set?): "
-            f"{name_some(sorted(unknown))}"
-        )
-    if unknown:
-        warn(
-            f"{len(unknown)} predictions for unknown images left out: {name_some(sorted(unknown))}"
-        )
-    missing = [name for name in names if key(name) not in found]
-    if missing:
-        warn(
-            f"{len(missing)} of {len(names)} images have no prediction and count as images "
-            f"without detections: {_name_missing(missing, names)}"
-        )
-    nothing = np.zeros((0, 5))
-    return [found.get(key(name), nothing) for name in names]
-
-
-def _name_missing(missing: list[str], names: list[str]) -> str:
-    """The first few, with whole missing folders (events) named once."""
-    present = Counter(os.path.dirname(name) for name in names)
-    present.subtract(os.path.dirname(name) for name in missing)
-    gone = [folder for folder, count in present.items() if folder and not count]
-    single = [name for name in missing if os.path.dirname(name) not in gone]
-    return name_some([f"all of {folder}" for folder in gone] + single)
+def load_predictions(predictions: Found) -> InMemory:
+    """Read a submission folder or zip; return detections in memory as they are."""
+    return predictions if isinstance(predictions, Mapping) else read_submission(predictions)
 
 
 def read_submission(source: str | os.PathLike) -> dict[str, np.ndarray]:
     """Read a folder of prediction files, or a zip of one.
 
-    Returns {"<event>/<image stem>": (K, 5) float64 x, y, w, h, score}. Files of no bytes count as
-    no detections, with an EvaluationWarning. DataError where the source is missing or has no .txt
-    file, and for a file that is truncated, malformed, not finite or named unlike its first line.
+    Returns {"<event>/<image stem>": (K, 5) float64 x, y, w, h, score}. Empty files count as no
+    detections, with an EvaluationWarning. DataError if the source is missing or has no .txt file,
+    and for a file that is truncated, malformed, not finite or named unlike its first line.
     """
     path = Path(source)
     if not path.exists():
@@ -140,21 +59,18 @@ def read_submission(source: str | os.PathLike) -> dict[str, np.ndarray]:
     return found
 
 
-def write_submission(
-    folder: str | os.PathLike, predictions: Mapping[str, np.ndarray | Detections]
-) -> None:
-    """Write {"<event>/<image stem>": (K, 5) x, y, w, h, score, or Detections} as `folder` files.
+def write_submission(folder: str | os.PathLike, predictions: InMemory) -> None:
+    """Write {"<event>/<image>": (K, 5) x, y, w, h, score, or Detections} into `folder`.
 
-    Rows are sorted by score; coordinates have three decimals and scores nine digits, which tells
-    any two float32 scores apart. No half-written file ever replaces a good one, and none is
-    replaced before all are written. DataError for malformed detections (before anything is
-    written) and for names that lead out of the folder.
+    Rows are sorted by score; scores have nine digits, which distinguish any two float32 values.
+    Files are replaced only after all are written. DataError for malformed detections (before
+    anything is written) and for names outside the folder.
     """
     texts: dict[Path, str] = {}
     for name, value in predictions.items():
         target = Path(f"{image_key(name)}.txt")
         if target.is_absolute() or ".." in target.parts:
-            raise DataError(f"{name!r} is no name for a prediction file: use <event>/<image>")
+            raise DataError(f"{name!r} cannot name a prediction file: use <event>/<image>")
         rows = as_rows(value, f"image {name}")
         rows = rows[np.argsort(-rows[:, 4], kind="stable")]
         lines = ["{:.3f} {:.3f} {:.3f} {:.3f} {:.9g}".format(*row) for row in rows.tolist()]
@@ -165,14 +81,14 @@ def write_submission(
 
 
 def _write_together(folder: Path, texts: Mapping[Path, str]) -> None:
-    """Write {path relative to `folder`: text}: all aside, one sync, then all into place.
+    """Write {path relative to `folder`: text}: to temporary files, one sync, then rename all.
 
-    Waiting for the disk after each of 3,226 files takes many times as long as one sync for all of
-    them, which promises the same: no name points to content that is not on the disk. An error or
-    Ctrl-C before the last step leaves the folder as it was; one during it leaves whole files.
+    One sync for 3,226 files is many times faster than one per file and as safe: no name points to
+    content that is not on the disk. An error or Ctrl-C before the renaming leaves the folder
+    unchanged; one during it leaves whole files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # inside the folder, so that moving is a rename; no .txt, so that no reader ever takes them
+    # inside the folder, so that moving is a rename; without .txt, so that no reader takes them
     with tempfile.TemporaryDirectory(prefix=".writing-", dir=folder) as aside:
         written = []
         for number, (target, text) in enumerate(texts.items()):
@@ -188,15 +104,9 @@ def _write_together(folder: Path, texts: Mapping[Path, str]) -> None:
 
 
 def _folder_texts(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """("<event>/<stem>", content) of every .txt file below `folder`."""
-    for root, folders, files in os.walk(folder):
-        folders.sort()
-        event = Path(root).relative_to(folder).as_posix()
-        prefix = "" if event == "." else f"{event}/"
-        for name in sorted(files):
-            if name.endswith(".txt"):
-                with open(f"{root}/{name}", "rb") as file:
-                    yield prefix + name[:-4], file.read()
+    """("<event>/<stem>", content) of each .txt file below `folder`."""
+    for path in sorted(folder.rglob("*.txt")):
+        yield path.relative_to(folder).as_posix()[:-4], path.read_bytes()
 
 
 def _zip_texts(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -210,7 +120,7 @@ def _zip_texts(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _parse(text: bytes, name: str, where: str) -> np.ndarray:
-    """The rows of one file that has some content, checked."""
+    """Read and check the rows of one file that is not empty."""
     lines = text.split(b"\n")
     title = lines[0].decode("utf-8", "replace").strip()
     if image_stem(title) != image_stem(name):

@@ -1,7 +1,7 @@
 """WIDER FACE average precision: easy, medium and hard, as the official evaluation computes them.
 
 Yang et al., "WIDER FACE: A Face Detection Benchmark", CVPR 2016. `evaluate_widerface` gives the
-numbers of its eval_tools to the last bit (1,000 thresholds) and, beside them, the exact ones.
+numbers of its eval_tools to the last bit (1,000 thresholds), and the exact ones.
 """
 
 import os
@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from featherface.errors import DataError
-from featherface.evaluation.curves import Evaluation, evaluate, match
-from featherface.evaluation.submission import Found, gather, image_stem, name_some
+from featherface.evaluation.curves import Evaluation, make_curves, match_detections
+from featherface.evaluation.predictions import gather, image_stem, name_some
+from featherface.evaluation.submission import Found, load_predictions
 
 SETTINGS = ("easy", "medium", "hard")
 
@@ -24,7 +25,7 @@ class GroundTruth:
     """The annotation of n images.
 
     stems, events: n names; boxes: n arrays (F, 4) float64 x, y, w, h in pixels; kept: for each
-    setting n arrays (F,) bool, the faces that it looks for.
+    setting n arrays (F,) bool, the faces to find.
     """
 
     stems: list[str]
@@ -33,7 +34,7 @@ class GroundTruth:
     kept: dict[str, list[np.ndarray]]
 
     def subset(self, images: Iterable[str]) -> "GroundTruth":
-        """Only these images, in the order of the whole. DataError for one that is not here."""
+        """Select images, in the order of the whole. DataError for an unknown one, or for none."""
         wanted = {image_stem(name) for name in images}
         unknown = wanted.difference(self.stems)
         if unknown:
@@ -52,7 +53,7 @@ class GroundTruth:
 def read_ground_truth(folder: str | os.PathLike) -> GroundTruth:
     """Read the four files from `folder`, or from its subfolder ground_truth.
 
-    Raises DataError where a file is missing, cannot be read, or disagrees with the others.
+    Raises DataError if a file is missing, cannot be read, or disagrees with the others.
     """
     root = Path(folder)
     if (root / "ground_truth").is_dir():
@@ -78,7 +79,7 @@ def read_ground_truth(folder: str | os.PathLike) -> GroundTruth:
 
 
 def _read_kept(path: Path, truth: GroundTruth) -> list[np.ndarray]:
-    """The masks of the kept faces, an image each."""
+    """The masks (F,) bool of the kept faces, one per image."""
     lists = _inner(*_read(path, "gt_list"))
     if len(lists) != len(truth.boxes):
         raise DataError(f"{path} lists {len(lists)} images, wider_face_val.mat {len(truth.boxes)}")
@@ -96,7 +97,7 @@ def _read_kept(path: Path, truth: GroundTruth) -> list[np.ndarray]:
 
 
 def _read(path: Path, *variables: str) -> list[Any]:
-    from scipy.io import loadmat  # late: it takes longer to import than all of this package
+    from scipy.io import loadmat  # slow to import
 
     if not path.is_file():
         raise DataError(
@@ -107,10 +108,10 @@ def _read(path: Path, *variables: str) -> list[Any]:
         content = loadmat(path, variable_names=variables)
         return [content[name] for name in variables]
     except KeyError as error:
-        raise DataError(f"{path} has no variable {error}: fetch the official file again") from error
-    except Exception as error:  # the reader fails on damaged files in many ways (zlib, struct, …)
+        raise DataError(f"{path} has no variable {error}: get the official file again") from error
+    except Exception as error:  # damaged files raise many kinds (zlib, struct, …)
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise DataError(f"{path} cannot be read ({reason}): fetch the official file") from error
+        raise DataError(f"{path} cannot be read ({reason}): get the official file again") from error
 
 
 def _cells(cell: np.ndarray) -> list[np.ndarray]:
@@ -118,7 +119,7 @@ def _cells(cell: np.ndarray) -> list[np.ndarray]:
 
 
 def _inner(cell: np.ndarray) -> list[np.ndarray]:
-    """The contents of a cell of cells (one inner cell an event), in order."""
+    """The contents of a cell of cells (one inner cell per event), in order."""
     return [content for event in _cells(cell) for content in _cells(event)]
 
 
@@ -127,15 +128,15 @@ def evaluate_widerface(
     ground_truth_dir: str | os.PathLike,
     images: Iterable[str] | None = None,
 ) -> dict[str, Any]:
-    """Average precision of detections on the WIDER FACE validation set, or on some of its images.
+    """Compute average precision on the WIDER FACE validation set, or on some of its images.
 
     predictions: {image: (K, 5) x, y, w, h, score, or Detections} with names matched by their stem,
-    or a submission folder or zip; scores in any monotone range, rows in any order.
-    ground_truth_dir: folder of the four official .mat files (or one with them in ground_truth/).
+    or a submission folder or zip; scores in any range, rows in any order.
+    ground_truth_dir: folder of the four official .mat files, or one with them in ground_truth/.
     images: names of a subset; only its images, faces and detections count. None: all 3,226.
 
     Returns {"easy": {"ap", "ap_exact", "faces"}, "medium": …, "hard": …, "images": n}: AP in 0..1,
-    NaN where a subset has no such face. Raises DataError for malformed predictions or ground truth;
+    NaN if a subset has no such face. Raises DataError for malformed predictions or ground truth;
     an EvaluationWarning names images without prediction, which count as without detections.
     """
     return precision_recall(predictions, ground_truth_dir, images).as_dict()
@@ -146,15 +147,15 @@ def precision_recall(
     ground_truth: str | os.PathLike | GroundTruth,
     images: Iterable[str] | None = None,
 ) -> Evaluation:
-    """The same evaluation with its curves; arguments and errors are `evaluate_widerface`'s.
+    """Compute the same with its curves; arguments and errors are those of `evaluate_widerface`.
 
-    ground_truth: the folder, or what `read_ground_truth` read from it, to evaluate many times.
+    ground_truth: the folder, or the result of `read_ground_truth`, to evaluate many times.
     """
     whole = ground_truth
     if not isinstance(whole, GroundTruth):
         whole = read_ground_truth(whole)
     truth = whole if images is None else whole.subset(images)
     names = [f"{event}/{stem}" for event, stem in zip(truth.events, truth.stems, strict=True)]
-    rows = gather(predictions, names, known=whole.stems, key=image_stem)
+    rows = gather(load_predictions(predictions), names, known=whole.stems, key=image_stem)
     kept = {name: np.concatenate(masks) for name, masks in truth.kept.items()}
-    return evaluate(match(rows, truth.boxes), kept, images=len(truth.stems))
+    return make_curves(match_detections(rows, truth.boxes), kept, images=len(truth.stems))

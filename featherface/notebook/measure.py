@@ -6,8 +6,8 @@ import pandas as pd
 
 from featherface.config import DISPLAY_SCORE, EVALUATION_SCORE
 from featherface.errors import ConfigError, DataError
-from featherface.evaluation import compare, reliability
-from featherface.evaluation.curves import Curve, Evaluation, setting_of_most_faces, summarise
+from featherface.evaluation import Curve, Evaluation, calibration_summary, compare, reliability
+from featherface.evaluation.curves import setting_of_most_faces
 from featherface.evaluation.run import detect_photos
 from featherface.evaluation.sets import EvaluationSet, find_evaluation_set, precision_recall_boxes
 from featherface.notebook.display import explained, note, show_figure, show_table
@@ -17,7 +17,7 @@ from featherface.notebook.sessions import Session, make_drawn_set
 from featherface.plots import (
     plot_consistency,
     plot_precision_recall,
-    plot_reliabilities,
+    plot_reliability,
 )
 
 SMALLEST = 16.0  # pixels: the smallest anchor; drawn faces below it are not asked for
@@ -149,7 +149,7 @@ def show_calibration(current: Session) -> None:
     results = _measured(current)
     diagrams, rows = {}, []
     for name, result in results.items():
-        said = summarise(result)
+        said = calibration_summary(result)
         if not said["detections"]:
             continue
         diagrams[name] = reliability(result.curves[setting_of_most_faces(result)])
@@ -163,4 +163,4 @@ def show_calibration(current: Session) -> None:
     if not rows:
         raise DataError("no detector found anything, so there is nothing to calibrate")
     show_table(pd.DataFrame(rows), "expected calibration error, and the score to ask for")
-    show_figure(plot_reliabilities(diagrams), current.results / "calibration.png")
+    show_figure(plot_reliability(diagrams), current.results / "calibration.png")

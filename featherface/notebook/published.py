@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from featherface.evaluation.curves import Curve, make_curve
+from featherface.evaluation.curves import make_curve
+from featherface.structures import Curve
 
 FOLDER = Path("eval_tools/plot/baselines/Val/setting_int")
 SETTINGS = ("easy", "medium", "hard")
