@@ -1,6 +1,6 @@
-"""FeatherFace: a 256K-parameter face detector (boxes and five landmarks), and how it is made.
+"""FeatherFace: a 256K-parameter face detector (boxes and five landmarks) and its training.
 
-Names load on first use, so that importing the package is quick and the ONNX detector needs no
+Names are imported on first use: importing the package is quick, and the ONNX detector needs no
 torch.
 """
 

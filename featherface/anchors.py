@@ -1,7 +1,7 @@
 """Anchors, the box and landmark codec, and the matching of anchors to faces.
 
-The scheme is SSD's (arXiv 1512.02325) with RetinaFace's anchors: two square anchors a cell on three
-levels, variances 0.1 and 0.2, matching by IoU 0.35 with each face's best anchor forced.
+The scheme is SSD's (arXiv 1512.02325) with RetinaFace's anchors: two square anchors per cell on
+three levels, variances 0.1 and 0.2, matching by IoU 0.35 with each face's best anchor forced.
 """
 
 from functools import lru_cache
@@ -20,7 +20,7 @@ _FACES_AT_ONCE = 512  # bounds the memory that crowds need
 
 
 def anchor_count(height: int, width: int) -> int:
-    """A, the number of anchors of an image: 16,800 at 640×640."""
+    """The number of anchors A of an image: 16,800 at 640×640."""
     return sum(2 * -(-height // stride) * -(-width // stride) for stride in STRIDES)
 
 
@@ -39,9 +39,10 @@ def _anchors(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def make_anchors(height: int, width: int, device: torch.device | str | None = None) -> Tensor:
-    """(A, 4) anchors cx, cy, w, h in pixels for an image of height × width. Cached: do not change.
+    """Make the anchors (A, 4) cx, cy, w, h in pixels of an image of height × width.
 
-    Order: level P3, P4, P5; inside a level row by row; inside a cell small anchor, then large.
+    Order: level P3, P4, P5; inside a level row by row; inside a cell small anchor, then large. The
+    tensor is cached: do not modify it.
     """
     if height < 1 or width < 1:
         raise ValueError(f"an image has at least 1×1 pixels; got {height}×{width}")
@@ -49,7 +50,7 @@ def make_anchors(height: int, width: int, device: torch.device | str | None = No
 
 
 def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Boxes x1, y1, x2, y2 (..., A, 4) in pixels → deltas (..., A, 4) to the anchors (A, 4).
+    """Encode boxes x1, y1, x2, y2 (..., A, 4) in pixels as deltas (..., A, 4) to anchors (A, 4).
 
     delta = ((cx−ax)/(0.1·aw), (cy−ay)/(0.1·ah), ln(w/aw)/0.2, ln(h/ah)/0.2); boxes need an area.
     """
@@ -65,7 +66,7 @@ def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
 
 
 def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """Deltas (..., A, 4) → boxes x1, y1, x2, y2 (..., A, 4) in pixels. Inverse of encode_boxes."""
+    """Decode deltas (..., A, 4) to boxes x1, y1, x2, y2 in pixels. Inverse of encode_boxes."""
     anchor_center, anchor_size = anchors.split(2, dim=-1)
     center = anchor_center + deltas[..., :2] * VARIANCES[0] * anchor_size
     half = torch.exp(deltas[..., 2:] * VARIANCES[1]) * anchor_size / 2
@@ -73,7 +74,7 @@ def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
 
 
 def encode_landmarks(landmarks: Tensor, anchors: Tensor) -> Tensor:
-    """Five points (..., A, 5, 2) in pixels → deltas (..., A, 10) to the anchors (A, 4).
+    """Encode five points (..., A, 5, 2) in pixels as deltas (..., A, 10) to the anchors (A, 4).
 
     delta = ((x−ax)/(0.1·aw), (y−ay)/(0.1·ah)) for each point.
     """
@@ -82,25 +83,25 @@ def encode_landmarks(landmarks: Tensor, anchors: Tensor) -> Tensor:
 
 
 def decode_landmarks(deltas: Tensor, anchors: Tensor) -> Tensor:
-    """Deltas (..., A, 10) → points (..., A, 5, 2) in pixels. Inverse of encode_landmarks."""
+    """Decode deltas (..., A, 10) to points (..., A, 5, 2). Inverse of encode_landmarks."""
     center, size = anchors.unsqueeze(-2).split(2, dim=-1)
     return center + deltas.unflatten(-1, (5, 2)) * VARIANCES[0] * size
 
 
 class Matches(NamedTuple):
-    """What each anchor has to learn. B images, A anchors."""
+    """The target of each anchor; B images, A anchors."""
 
-    face: Tensor  # (B, A) int64: the face of a positive anchor, else any
+    face: Tensor  # (B, A) int64: the face of a positive anchor; arbitrary for others
     positive: Tensor  # (B, A) bool
-    ignored: Tensor  # (B, A) bool: no part in the loss; never positive
+    ignored: Tensor  # (B, A) bool: not in the loss; never positive
 
 
-def _judge(targets: Target) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes to match (B, F, 4), and which faces are wanted and which ignored (B, F).
+def _faces_to_match(targets: Target) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes to match (B, F, 4), and masks (B, F) of wanted and of ignored faces.
 
-    A face too small for any anchor to be forced on it (under about 7 × 7 px) is ignored too: it
-    could not become positive, and as background it would be among the hardest negatives. To take
-    anchors out of the loss, an ignored face counts as at least as large as the smallest anchor.
+    A face too small to force an anchor (under about 7 × 7 px) is ignored too: it could not become
+    positive, and as background it would be among the hardest negatives. To take anchors out of the
+    loss, an ignored face counts as at least as large as the smallest anchor.
     """
     smallest = min(ANCHOR_SIZES[0])
     center, size = box_convert(targets.boxes, "xyxy", "cxcywh").split(2, dim=-1)
@@ -119,19 +120,19 @@ def match(targets: Target, anchors: Tensor, *, faces: int | None = None) -> Matc
     ≥ 0.2 (of faces that share it the one of highest weight wins, of equal ones the last). An
     ignored face takes the anchors that it would have matched out of the loss.
 
-    faces: how many the batch holds at most, padding not counted, where the host knows it: a GPU
-    would have to be waited for to count them.
+    faces: most faces of the batch without padding, if known on the host; counting them there would
+    make the host wait for the GPU.
     """
     batch, most = targets.boxes.shape[:2]
-    boxes, wanted, ignorable = _judge(targets)
+    boxes, wanted, ignorable = _faces_to_match(targets)
     anchor_boxes = box_convert(anchors, "cxcywh", "xyxy")
     chosen = _present((wanted | ignorable).flatten(), faces)
-    # rank of a face in the fight for an anchor; its number is the remainder by F + 1
+    # rank of a face that claims an anchor; its number is the remainder by F + 1
     number = chosen % most
     rank = (targets.weight.flatten()[chosen] * 1000).long() * (most + 1) + number + 1
     best = torch.zeros(batch, len(anchors), device=anchors.device)
     face = torch.zeros_like(best, dtype=torch.long)
-    forced = torch.zeros_like(face)  # rank of the face that takes this anchor by force, or 0
+    forced = torch.zeros_like(face)  # rank of the face that this anchor is forced on, or 0
     ignored = torch.zeros_like(best)
     for part in torch.arange(len(chosen), device=anchors.device).split(_FACES_AT_ONCE):
         index = chosen[part]  # (n,), ascending, so that an image's faces are together
@@ -142,7 +143,7 @@ def match(targets: Target, anchors: Tensor, *, faces: int | None = None) -> Matc
         ignored.scatter_reduce_(0, row, blocked.float(), "amax")
         iou = iou.masked_fill(~wanted.flatten()[index, None], 0.0)
         part_best = torch.zeros_like(best).scatter_reduce_(0, row, iou, "amax")
-        # of the faces with this IoU the first
+        # the first of the faces with this IoU
         first = torch.where(iou == part_best[image], number[part, None], most)
         part_face = torch.full_like(face, most).scatter_reduce_(0, row, first, "amin")
         face = torch.where(part_best > best, part_face, face)
@@ -156,9 +157,9 @@ def match(targets: Target, anchors: Tensor, *, faces: int | None = None) -> Matc
 
 
 def _present(mask: Tensor, count: int | None) -> Tensor:
-    """Where a mask (N,) is True, ascending; up to `count` places, which may be more than there are.
+    """Indices of the True values of a mask (N,), ascending; exactly `count` if given.
 
-    What is over then points anywhere.
+    If `count` is more than there are, the rest are indices of False values.
     """
     if count is None:
         return mask.nonzero()[:, 0]

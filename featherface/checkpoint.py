@@ -1,9 +1,9 @@
-"""Reading and writing weights: the only file that calls torch.load and torch.save.
+"""Reading and writing weights: the only module that calls torch.load and torch.save.
 
 A FeatherFace checkpoint is a dict with `format`, `architecture` ("v1" or "v2"), `model` (a state
-dict), often `ema` (the averaged weights, preferred for use), and what training needs to go on. The
-original project's V1 files (a bare state dict, with or without `module.` and operation counts) load
-as well. Everything is read with weights_only=True, so a file can carry data but not code.
+dict), optionally `ema` (the averaged weights, used if present), and what training needs to
+continue. The original project's V1 files (a bare state dict, with or without `module.` and
+operation counts) load too. Files are read with weights_only=True: they carry data but not code.
 """
 
 import errno
@@ -23,11 +23,11 @@ from featherface.files import atomic_path
 from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
 
 FORMAT = "featherface/1"
-NO_SPACE = 2**20  # bytes: with less left on the disk, a write that failed did so for want of it
-WRITER_ERRORS = ("inline_container", "PytorchStreamWriter", "iostream error")  # torch's words
+NO_SPACE = 2**20  # bytes: with less free space, a failed write means that the disk is full
+WRITER_ERRORS = ("inline_container", "PytorchStreamWriter", "iostream error")  # in torch's messages
 ARCHITECTURES: dict[str, type[nn.Module]] = {"v1": FeatherFaceV1, "v2": FeatherFaceV2}
 
-# The original project's names, in the order in which they are applied, and ours.
+# The original project's names and ours, in the order of application.
 _ORIGINAL_NAMES = (
     (r"^body\.", "backbone."),
     (r"^bacbkbone_(\d)_cbam\.", r"backbone_attention.\1."),
@@ -85,7 +85,7 @@ def read_file(path: str | os.PathLike, hint: str = "") -> dict[str, Any]:
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, IndexError, TypeError) as error:
-        reason = "it holds more than tensors and plain data, or it is no PyTorch file"
+        reason = "not a PyTorch file, or it holds more than tensors and plain data"
         raise CheckpointError(f"{file}: not loaded: {reason}") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError) as error:
         raise CheckpointError(
@@ -98,10 +98,9 @@ def read_file(path: str | os.PathLike, hint: str = "") -> dict[str, Any]:
 
 
 def write_file(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
-    """Save atomically: the old file stays whole until the new one is on disk.
+    """Save atomically: the old file stays until the new one is on the disk.
 
-    OSError where the disk is full or the file may not grow, which torch's writer reports as an
-    internal error.
+    Raises OSError if the disk is full or a limit is reached, instead of torch's internal error.
     """
     with atomic_path(path) as temporary:
         try:
@@ -110,9 +109,8 @@ def write_file(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
             full = shutil.disk_usage(Path(temporary).parent).free <= NO_SPACE
             if not full and not any(word in str(error) for word in WRITER_ERRORS):
                 raise
-            code, reason = errno.EIO, "could not be written: a quota, or a limit on file sizes?"
-            if full:
-                code, reason = errno.ENOSPC, os.strerror(errno.ENOSPC)
+            code = errno.ENOSPC if full else errno.EIO
+            reason = os.strerror(code) if full else "not written: a quota or limit on file sizes?"
             raise OSError(code, reason, os.fspath(path)) from error
 
 
@@ -121,7 +119,7 @@ def is_checkpoint(content: Mapping[str, Any]) -> bool:
 
 
 def plain_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A bare or wrapped state dict without DataParallel's prefix and profilers' counts."""
+    """Return a bare or wrapped state dict without DataParallel's prefix and profilers' counts."""
     state = content.get("state_dict", content)
     if not isinstance(state, Mapping):
         return {}
@@ -134,7 +132,7 @@ def plain_state(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def rename_original(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The original project's V1 state dict under this project's names, nothing dropped."""
+    """Rename the original project's V1 state dict to this project's names; drop nothing."""
     renamed = {}
     for key, value in state.items():
         name = key
@@ -161,13 +159,13 @@ def _load_strict(model: nn.Module, state: Mapping[str, Tensor], file: Path, name
 
 
 def build_model(content: Mapping[str, Any], path: str | os.PathLike) -> nn.Module:
-    """The network in eval mode that a checkpoint's content describes; strict."""
+    """Build the network of a checkpoint's content, in eval mode; strict."""
     file = Path(path)
     if is_checkpoint(content):
         name = str(content.get("architecture"))
         if name not in ARCHITECTURES:
             raise CheckpointError(
-                f"{file}: holds the network {name!r}; known: {', '.join(ARCHITECTURES)}"
+                f"{file}: unknown network {name!r}; known: {', '.join(ARCHITECTURES)}"
             )
         state = plain_state(content.get("ema") or content.get("model") or {})
     else:
@@ -175,8 +173,8 @@ def build_model(content: Mapping[str, Any], path: str | os.PathLike) -> nn.Modul
         if not any(key.startswith("body.stage1") for key in state):
             kind = "an ImageNet backbone" if "fc.weight" in state else "of another project"
             raise CheckpointError(
-                f"{file}: the weights are {kind}, neither a FeatherFace checkpoint nor an "
-                "original V1 state dict"
+                f"{file}: the weights are {kind}; give a FeatherFace checkpoint or an original "
+                "V1 state dict"
             )
         state = rename_original(state)
     model = ARCHITECTURES[name]()
@@ -185,18 +183,18 @@ def build_model(content: Mapping[str, Any], path: str | os.PathLike) -> nn.Modul
 
 
 def load_model(path: str | os.PathLike, hint: str = "") -> nn.Module:
-    """V1 or V2 in eval mode from our checkpoints, deployment packages or the original's V1 files.
+    """Load V1 or V2 in eval mode from a checkpoint, a deployment package or an original V1 file.
 
-    Averaged weights are used where the file has them. Raises CheckpointError for a missing, empty,
-    damaged or foreign file; `hint` is added when it is missing.
+    Averaged weights are used if the file has them. Raises CheckpointError for a missing, empty,
+    damaged or foreign file; `hint` is added to the error for a missing one.
     """
     return build_model(read_file(path, hint), path)
 
 
 def load_backbone(model: nn.Module, path: str | os.PathLike) -> None:
-    """Start the backbone of V1 or V2 from an ImageNet checkpoint, or from any V1 or V2.
+    """Load the backbone of V1 or V2 from an ImageNet checkpoint, or from any V1 or V2.
 
-    An ImageNet checkpoint's classifier is left out; everything else must fit, or CheckpointError.
+    An ImageNet classifier is left out; CheckpointError if anything else does not fit.
     """
     hint = (
         "get mobilenetV1X0.25_pretrain.tar as weights/README.md says, name a V1 or V2 checkpoint "

@@ -1,5 +1,4 @@
-"""The errors that this package raises on purpose. Each says what is wrong, where, and what to
-do."""
+"""Errors of this package. Each says what is wrong, where, and what to do."""
 
 
 class FeatherFaceError(Exception):
@@ -19,7 +18,7 @@ class ConfigError(FeatherFaceError, ValueError):
 
 
 class TrainingError(FeatherFaceError, RuntimeError):
-    """A training run cannot go on (non-finite loss, nothing to resume from, and so on)."""
+    """A training run cannot continue (non-finite loss, nothing to resume from, and so on)."""
 
 
 class ExportError(FeatherFaceError, RuntimeError):

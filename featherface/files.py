@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written ever replaces something good."""
+"""Atomic writes, checksums, and the provenance of results: commit and versions."""
 
 import hashlib
 import os
@@ -12,9 +12,12 @@ from pathlib import Path
 
 from featherface.errors import ConfigError
 
+CHECKOUT = Path(__file__).resolve().parents[1]  # root of the repository, if run from a checkout
+PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "onnxruntime")
+
 
 def check_writable(folder: str | os.PathLike) -> None:
-    """ConfigError where files could not be written into `folder`, which need not exist yet."""
+    """Raise ConfigError if `folder`, which need not exist yet, cannot be written into."""
     wanted = Path(folder).absolute()
     nearest = next(path for path in (wanted, *wanted.parents) if path.exists())
     if not nearest.is_dir():
@@ -25,12 +28,11 @@ def check_writable(folder: str | os.PathLike) -> None:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Give a temporary path beside `path`; when the block ends well it is fsynced and renamed to
-    it.
+    """Yield a temporary path in the folder of `path`; at the end, sync it and rename it to `path`.
 
-    On an exception, Ctrl-C included, the temporary file is removed and `path` is left as it was.
-    The folder is created when missing. The temporary name keeps the suffix of `path`, because
-    image writers choose the format by it.
+    On an exception, Ctrl-C included, the temporary file is removed and `path` stays unchanged. A
+    missing folder is created. The temporary name keeps the suffix of `path`, because image writers
+    choose the format by it.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,16 +54,12 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def sha256(path: str | os.PathLike) -> str:
-    """Of a file's content, in hexadecimal."""
+    """SHA-256 of a file's content, in hexadecimal."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-CHECKOUT = Path(__file__).resolve().parents[1]  # where it is a checkout
-PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "onnxruntime")
-
-
 def versions() -> dict[str, str]:
-    """Versions of Python, this package and what it computes with; absent packages are left out."""
+    """Versions of Python, this package and its installed libraries."""
     found = {"python": platform.python_version()}
     for package in ("featherface", *PACKAGES):
         try:
@@ -72,8 +70,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The checkout's commit, "+changes" when it is not clean, "" outside a checkout or without
-    git."""
+    """The checkout's commit, with "+changes" if it is not clean; "" without a checkout or git."""
     if not (CHECKOUT / ".git").exists():
         return ""
     try:
@@ -84,7 +81,7 @@ def commit() -> str:
 
 
 def git(root: Path, *arguments: str) -> str:
-    """What git prints there. OSError without git, SubprocessError where it fails."""
+    """Run git in `root` and return its output. OSError without git, SubprocessError if it fails."""
     result = subprocess.run(
         ("git", "-C", str(root), *arguments), capture_output=True, text=True, check=True, timeout=60
     )

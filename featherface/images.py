@@ -1,8 +1,7 @@
-"""Reading pictures of every kind as upright RGB arrays, preparing arrays for the network, and the
-way back from the network's pixels to the picture's.
+"""Reading pictures as upright RGB arrays, reading annotated photos as stored, and converting pixels
+to and from the network's.
 
-Without torch, so that the ONNX detector does all this by the very same code; where Pillow is
-missing, OpenCV reads the files.
+Works without torch, for the ONNX detector; without Pillow, OpenCV reads the files.
 """
 
 from __future__ import annotations
@@ -36,14 +35,14 @@ _ALPHA_MODES = ("RGBA", "LA", "PA", "La", "RGBa")
 
 
 def read_image(source: ImageSource, *, bgr: bool = False) -> np.ndarray:
-    """Any picture → (H, W, 3) uint8 RGB, upright. May share memory with an array `source`.
+    """Read any picture as (H, W, 3) uint8 RGB, upright. May share memory with an array `source`.
 
     source: a path, a PIL image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
-    bgr: an array's first three channels are blue, green, red, as OpenCV gives them.
-    Grey becomes three equal channels; 16-bit is scaled to 8; what is transparent shows white, as
-    in a viewer; CMYK and palettes are converted; EXIF rotation is applied; of an animation the
-    first frame of a file (the current frame of a PIL image) counts.
-    Raises DataError with one line for anything that is not a complete picture of such a kind.
+    bgr: an array's first three channels are blue, green, red, as in OpenCV.
+    Grey becomes three equal channels; 16 bits are scaled to 8; transparent pixels become white;
+    CMYK and palettes are converted; EXIF rotation is applied; of an animation the first frame of a
+    file (the current frame of a PIL image) is used.
+    Raises DataError with one line for anything else, or for an incomplete picture.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, bgr=bgr)
@@ -58,18 +57,18 @@ def read_image(source: ImageSource, *, bgr: bool = False) -> np.ndarray:
 
 
 def check_several(images: object) -> None:
-    """DataError where `images` is one picture: its path, or its array, whose rows are none."""
+    """Raise DataError if `images` is one picture (a path or an array) instead of several."""
     if isinstance(images, (str, os.PathLike)):
         raise DataError(f"detect_batch takes a list of images; for one use detect({images!r})")
     if isinstance(images, np.ndarray) and images.ndim <= 3:
         raise DataError(
-            f"detect_batch takes a list of images; got one array of shape {images.shape}: for one "
-            "use detect"
+            f"detect_batch takes a list of images; got one array of shape {images.shape}: use "
+            "detect for one image"
         )
 
 
 def fit_long_side(image: np.ndarray, max_side: int | None) -> np.ndarray:
-    """(H, W, 3) uint8 shrunk so that its long side is at most `max_side`; never enlarged."""
+    """Shrink (H, W, 3) uint8 so that its long side is at most `max_side`; never enlarge."""
     height, width = image.shape[:2]
     if max_side is None or max(height, width) <= max_side:
         return image
@@ -79,14 +78,14 @@ def fit_long_side(image: np.ndarray, max_side: int | None) -> np.ndarray:
 
 
 def padded_size(height: int, width: int) -> tuple[int, int]:
-    """Height and width rounded up to multiples of PAD_MULTIPLE."""
+    """Round height and width up to multiples of PAD_MULTIPLE."""
     return -(-height // PAD_MULTIPLE) * PAD_MULTIPLE, -(-width // PAD_MULTIPLE) * PAD_MULTIPLE
 
 
 def network_input(images: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
-    """RGB images (h, w, 3) uint8 with h ≤ height and w ≤ width → (B, 3, height, width) float32.
+    """Convert RGB images (h, w, 3) uint8, at most height × width, to (B, 3, height, width) float32.
 
-    BGR minus MEAN_BGR; what is right of and below an image is 0, the mean colour.
+    BGR minus MEAN_BGR; the padding right of and below an image is 0, the mean colour.
     """
     batch = np.zeros((len(images), 3, height, width), np.float32)
     for picture, plane in zip(images, batch, strict=True):
@@ -104,11 +103,11 @@ def to_original(
     shown: tuple[int, int],
     original: tuple[int, int],
 ) -> Detections:
-    """Faces in pixels of what the network saw → in pixels of the image as it came in.
+    """Convert faces from pixels of the network's image to pixels of the original image.
 
     boxes (K, 4), scores (K,), landmarks (K, 5, 2); shown, original: height and width of the image
-    as it was shown, without padding, and before. Boxes are clipped to the image; one that lies
-    wholly in the padding is dropped.
+    for the network, without padding, and of the original. Boxes are clipped to the image; boxes in
+    the padding are dropped.
     """
     height, width = original
     scale = np.array((width / shown[1], height / shown[0]), np.float32)
@@ -144,7 +143,7 @@ def _from_array(array: np.ndarray, *, bgr: bool) -> np.ndarray:
 
 
 def _blended(array: np.ndarray, *, bgr: bool) -> np.ndarray:
-    """(H, W, 4) over white → (H, W, 3) RGB."""
+    """Blend (H, W, 4) with white to (H, W, 3) RGB."""
     rgba = cv2.cvtColor(np.ascontiguousarray(array), cv2.COLOR_BGRA2RGBA) if bgr else array
     if Image is not None:
         return _over_white(Image.fromarray(rgba))
@@ -153,7 +152,7 @@ def _blended(array: np.ndarray, *, bgr: bool) -> np.ndarray:
 
 
 def _from_pil(image: Image.Image, *, name: str) -> np.ndarray:
-    """A PIL image, not necessarily loaded yet → (H, W, 3) uint8. `name` is for the error."""
+    """Convert a PIL image, loaded or not, to (H, W, 3) uint8. `name` is for errors."""
     if 0 in image.size:
         raise DataError(f"{name} is empty: {image.width}×{image.height} pixels")
     try:
@@ -170,7 +169,7 @@ def _from_pil(image: Image.Image, *, name: str) -> np.ndarray:
 
 
 def _from_wide_grey(image: Image.Image, *, name: str) -> np.ndarray:
-    """16-bit grey (Pillow's modes I;16 and I) → (H, W, 3) uint8; 0..65535 becomes 0..255."""
+    """Scale 16-bit grey (Pillow's modes I;16 and I) to (H, W, 3) uint8."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise DataError(
@@ -211,7 +210,7 @@ def _from_file(path: Path) -> np.ndarray:
         raise DataError(f"{path} is not an image in a format that Pillow reads") from error
     with image:
         if _plain_jpeg(image, data):
-            # The same libjpeg pixels as Pillow's, a third sooner.
+            # the same libjpeg pixels as Pillow's, in two thirds of the time
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _CV2_FLAGS)
             if pixels is not None:
                 return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
@@ -219,24 +218,24 @@ def _from_file(path: Path) -> np.ndarray:
 
 
 def _by_opencv(path: Path, data: bytes) -> np.ndarray:
-    """A picture's bytes → (H, W, 3) RGB, upright; alpha is dropped. For where Pillow is missing."""
+    """Decode a file without Pillow as (H, W, 3) RGB, upright; alpha is dropped."""
     try:
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:
         pixels = None
     if pixels is None:
         raise DataError(f"{path} is not an image in a format that OpenCV reads")
-    if data[:2] == b"\xff\xd8" and b"\xff\xd9" not in data[-4096:]:  # notes may follow
+    if not is_complete(data):
         raise DataError(f"{path} is truncated or corrupt: the JPEG has no end")
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 def _plain_jpeg(image: Image.Image, data: bytes) -> bool:
-    """A complete 8-bit RGB JPEG that needs no turning: cv2 would fill a truncated one with grey."""
+    """True for a complete 8-bit RGB JPEG without rotation; cv2 fills truncated ones with grey."""
     return (
         image.format == "JPEG"
         and image.mode == "RGB"
-        and data.endswith(b"\xff\xd9")
+        and is_complete(data)
         and image.getexif().get(_EXIF_ORIENTATION, 1) == 1
     )
 

@@ -1,7 +1,7 @@
-"""The named data that the modules exchange: network outputs, training targets, detections, curves.
+"""Named data of the modules: network outputs, training targets, detections, curves.
 
-Coordinates are pixels with x to the right and y down; a pixel's area is [x, x+1), so an image of
-width W spans 0..W. Boxes are x1, y1, x2, y2. The five landmarks are left eye, right eye, nose, left
+Coordinates are pixels with x to the right and y down; a pixel covers [x, x+1), so an image of width
+W spans 0..W. Boxes are x1, y1, x2, y2. The five landmarks are left eye, right eye, nose, left
 mouth corner, right mouth corner, left and right as seen in the image.
 """
 
@@ -32,19 +32,19 @@ class Predictions(NamedTuple):
 
 class _Target(NamedTuple):
     boxes: Tensor  # (..., F, 4) float32, pixels of the training image
-    landmarks: Tensor  # (..., F, 5, 2) float32, pixels; anything where masked
+    landmarks: Tensor  # (..., F, 5, 2) float32, pixels; arbitrary where masked
     landmark_mask: Tensor  # (..., F, 5) bool: this point is annotated and visible
     ignore: Tensor  # (..., F) bool
     weight: Tensor  # (..., F) float32: 1, a MixUp share, or 0 for padding
-    labelled: Tensor  # (...) bool, one an image: its faces are known; else only the teacher teaches
+    labelled: Tensor  # (...) bool per image: its faces are known; else only the teacher teaches
 
 
 class Target(_Target):
     """The faces of one training image (leading shape (F,)) or of a padded batch ((B, F)).
 
     A padding row has a box of zero area and weight 0. An ignored face is neither positive nor
-    negative: the anchors that match it take no part in the loss. Images are labelled unless told
-    otherwise; one that is not takes no part in the task loss at all, whatever faces it carries.
+    negative: the anchors that match it are left out of the loss. Images are labelled by default; an
+    unlabelled image is left out of the task loss altogether, whatever its faces.
     """
 
     __slots__ = ()
@@ -67,7 +67,7 @@ class Target(_Target):
 
 
 class Batch(NamedTuple):
-    """What the loader yields: images as they are stored, so that little travels."""
+    """Images and faces of one training step, as the loader yields them."""
 
     images: Tensor  # (B, 3, S, S) uint8, RGB
     targets: Target  # padded to the largest number of faces in the batch
@@ -75,7 +75,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Detections:
-    """The faces found in one image, best first, in pixels of that image."""
+    """Faces of one image, best first, in pixels of that image."""
 
     boxes: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))  # (K, 4)
     scores: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))  # (K,) descending

@@ -110,7 +110,7 @@ def test_bad_files_say_what_is_wrong(tmp_path, capsys):
         "empty.pth": "is empty",
         "cut.pth": "damaged or cut short",
         "text.pth": "not loaded|damaged",
-        "log.pth": "no PyTorch file",
+        "log.pth": "not a PyTorch file",
         "list.pth": "holds a list",
         "other.pth": "of another project",
         "code.pth": "more than tensors",

@@ -1,5 +1,4 @@
-"""Context modules (SSH, arXiv 1708.03979) and what follows them: V1's deformable form, V2's
-grouped.
+"""Context modules (SSH, arXiv 1708.03979) and channel shuffles: V1 deformable, V2 grouped.
 
 Three branches see 3×3, 5×5 and 7×7 neighbourhoods; their concatenation keeps the channel count.
 Modulated deformable convolution: arXiv 1811.11168.

@@ -1,6 +1,7 @@
-"""The pieces that both networks are built from: convolution blocks, attention gates, shuffles.
+"""Parts of both networks: convolution blocks, attention gates, the backbone and the heads.
 
-The attention is CBAM (arXiv 1807.06521); the channel shuffle is ShuffleNet's (arXiv 1707.01083).
+Attention: CBAM (arXiv 1807.06521). Channel shuffle: ShuffleNet (arXiv 1707.01083). Backbone:
+MobileNetV1 ×0.25 (arXiv 1704.04861).
 """
 
 import torch
@@ -8,6 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featherface.structures import Predictions
+
+CHANNELS = (64, 128, 256)  # of the backbone's P3, P4, P5
+ANCHORS_PER_CELL = 2
 
 
 def conv_bn(
@@ -43,7 +47,7 @@ def keep_norms(module: nn.Module) -> None:
 
 
 def channel_shuffle(x: Tensor, rows: int) -> Tensor:
-    """Transpose the channels seen as a rows × columns table: (B, C, H, W) → (B, C, H, W)."""
+    """Transpose the channels (B, C, H, W) as a table of rows × columns."""
     table = x.unflatten(1, (rows, -1))  # (B, rows, C/rows, H, W)
     return table.transpose(1, 2).flatten(1, 2)  # (B, C, H, W)
 
@@ -70,7 +74,7 @@ class SpatialGate(nn.Module):
 
     def __init__(self, *, max_first: bool, momentum: float = 0.1) -> None:
         super().__init__()
-        self.max_first = max_first  # the order of the two planes; V1 and V2 differ
+        self.max_first = max_first  # order of the two planes; V1 and V2 differ
         self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
         self.bn = nn.BatchNorm2d(1, momentum=momentum)
 
@@ -93,8 +97,7 @@ class CBAM(nn.Module):
 
 
 class SharedAttention(nn.Module):
-    """V2's attention on all levels: a channel gate each (reduction 32), one spatial gate for
-    all."""
+    """V2's attention on all levels: one channel gate per level (reduction 32), one spatial gate."""
 
     def __init__(self, level_channels: tuple[int, ...]) -> None:
         super().__init__()
@@ -107,9 +110,6 @@ class SharedAttention(nn.Module):
         return [
             F.relu(self.spatial(gate(x)) + x) for gate, x in zip(self.channel, levels, strict=True)
         ]
-
-
-CHANNELS = (64, 128, 256)  # of P3, P4, P5
 
 
 def _activation() -> nn.Module:
@@ -159,9 +159,6 @@ class MobileNetQuarter(nn.Module):
         p3 = self.stage1(x)
         p4 = self.stage2(p3)
         return [p3, p4, self.stage3(p4)]
-
-
-ANCHORS_PER_CELL = 2
 
 
 class Heads(nn.Module):

@@ -1,7 +1,7 @@
-"""The feature pyramids: BiFPN (EfficientDet, arXiv 1911.09070) on three levels, V1's and V2's.
+"""Feature pyramids: V1's and V2's BiFPN (EfficientDet, arXiv 1911.09070) on three levels.
 
-Both go top-down, then bottom-up, and fuse by fast normalised weights. They differ in their nodes,
-in how they halve a map, and in what P5 receives.
+Both are top-down, then bottom-up, with fast normalised fusion. They differ in their nodes, in the
+pooling, and in the inputs of P5.
 """
 
 import torch
@@ -12,7 +12,7 @@ from featherface.models.layers import conv_bn
 
 
 class Fusion(nn.Module):
-    """Σ ReLU(wᵢ)·xᵢ / (Σ ReLU(w) + 1e-4), over the inputs that are given."""
+    """Σ ReLU(wᵢ)·xᵢ / (Σ ReLU(w) + 1e-4), over the given inputs."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -76,8 +76,8 @@ def _lateral(inputs: int, channels: int) -> nn.Sequential:
 class BiFPN(nn.Module):
     """One round of V1's BiFPN: [P3, P4, P5] → [P3, P4, P5], all with `channels` channels.
 
-    `lateral_channels` makes it the first round, which projects the backbone's maps; the bottom-up
-    half has projections of its own for P4 and P5.
+    With `lateral_channels` it is the first round, which projects the backbone's maps; the bottom-up
+    half has its own projections of P4 and P5.
     """
 
     def __init__(self, channels: int, lateral_channels: tuple[int, ...] | None = None) -> None:
@@ -104,8 +104,8 @@ class BiFPN(nn.Module):
 
 
 class LightBiFPN(nn.Module):
-    """One round of V2's BiFPN: as BiFPN, with light nodes, one projection a level, and P5 fused
-    from P5, the pooled P4 output and the pooled top-down P4."""
+    """One round of V2's BiFPN: light nodes, one projection per level, and P5 fused from P5, the
+    pooled P4 output and the pooled top-down P4."""
 
     def __init__(self, channels: int, lateral_channels: tuple[int, ...] | None = None) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""FeatherFace V1, the teacher: 592,371 parameters (Electronics 2025, 14(3), 517)."""
+"""FeatherFace V1, the teacher, with 592,371 parameters (Electronics 2025, 14(3), 517), and V2, the
+student, with 256,156.
+"""
 
 from torch import Tensor, nn
 from torchvision.ops import DropBlock2d
@@ -32,7 +34,7 @@ class FeatherFaceV1(nn.Module):
         self.heads = Heads(width)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """The maps that the heads read: P3, P4, P5, each (B, 64, ⌈H/stride⌉, ⌈W/stride⌉)."""
+        """The inputs of the heads: P3, P4, P5, each (B, 64, ⌈H/stride⌉, ⌈W/stride⌉)."""
         levels = _each(self.backbone_attention, self.backbone(x))
         levels = _each(self.neck_attention, self.neck(levels))
         return _each(self.shuffle, _each(self.context, levels))
@@ -45,15 +47,15 @@ class FeatherFaceV1(nn.Module):
 
 
 def _each(modules: nn.ModuleList, levels: list[Tensor]) -> list[Tensor]:
-    """One module a level."""
+    """Apply one module per level."""
     return [module(x) for module, x in zip(modules, levels, strict=True)]
 
 
 class FeatherFaceV2(nn.Module):
     """(B, 3, H, W) BGR minus mean, any H and W → Predictions.
 
-    DropBlock (arXiv 1810.12890) works after the neck and the context modules, in training only; the
-    loop ramps its probability with `set_drop_prob`.
+    DropBlock (arXiv 1810.12890) follows the neck and the context modules, in training only; the
+    training loop ramps its probability with `set_drop_prob`.
     """
 
     name = "v2"
@@ -72,15 +74,15 @@ class FeatherFaceV2(nn.Module):
         self.drop = DropBlock2d(dropblock_prob, dropblock_size)
 
     def set_drop_prob(self, probability: float) -> None:
-        """DropBlock's probability from now on, 0..1; 0 turns it off."""
+        """Set DropBlock's probability, 0..1; 0 turns it off."""
         self.drop.p = probability
 
     def _drop(self, level: Tensor) -> Tensor:
-        """DropBlock, but not on a map smaller than a block: it would go altogether."""
+        """Apply DropBlock unless the map is smaller than a block, which would drop all of it."""
         return level if min(level.shape[2:]) < self.drop.block_size else self.drop(level)
 
     def forward_features(self, x: Tensor) -> list[Tensor]:
-        """The maps that the heads read: P3, P4, P5, each (B, 32, ⌈H/stride⌉, ⌈W/stride⌉)."""
+        """The inputs of the heads: P3, P4, P5, each (B, 32, ⌈H/stride⌉, ⌈W/stride⌉)."""
         levels = self.neck(self.backbone_attention(self.backbone(x)))
         levels = self.neck_attention([self._drop(level) for level in levels])
         return [
