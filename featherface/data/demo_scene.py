@@ -1,19 +1,39 @@
-"""One synthetic photograph: where people stand, what covers them, what the camera makes of it."""
+"""One synthetic photograph: a place, the people in it, what covers them, what the camera does."""
 
 import math
-from dataclasses import dataclass, replace
+import string
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
 
-from featherface.data.demo_background import background, ball, block, hand
-from featherface.data.demo_faces import Head, draw_body, draw_head, from_behind
-from featherface.data.demo_paint import blend, grid_noise, inside
-from featherface.data.demo_style import Light, Style, random_light, random_style
+from featherface.data.demo_person import (
+    Head,
+    Light,
+    Patch,
+    Person,
+    Rng,
+    draw_body,
+    draw_head,
+    inside,
+    noise,
+    paint,
+    random_colour,
+    random_light,
+    random_person,
+)
 
 SMALLEST_FACE = 8.0  # pixels high
 ASPECTS = (1.0, 0.75, 1.333, 0.667, 1.5)  # width / height
-KINDS = ("portrait", "group", "street", "crowd", "empty")
+# smallest and largest face, as shares of the short side; fewest and most people
+KINDS = {
+    "portrait": (0.19, 0.47, 1, 2),
+    "group": (0.07, 0.2, 3, 8),
+    "street": (0.016, 0.14, 4, 14),
+    "crowd": (0.0125, 0.05, 26, 65),
+    "empty": (0.02, 0.1, 0, 0),
+}
 NOBODY = -1  # owner of a pixel that belongs to no face
 LEAST_SEEN = 0.3  # a face of which less is visible is not annotated
 
@@ -41,8 +61,59 @@ class Photo:
     height: int
 
 
-def kind_of(index: int, rng: np.random.Generator) -> str:
-    """What photograph `index` shows: empty places and crowds at fixed turns, the rest by chance."""
+@dataclass
+class _Scene:
+    """A photograph in the making."""
+
+    image: np.ndarray  # (H, W, 3) float32 RGB, 0..1, changed in place
+    owner: np.ndarray  # (H, W) int32, index of the person whose face shows there, or NOBODY
+    light: Light
+    people: list[tuple[Person, Head]] = field(default_factory=list)
+
+    def add(self, patch: Patch) -> None:
+        """Blend a patch over the photograph, and over the faces there."""
+        (there, here) = self._overlap(patch)
+        paint(self.image[there], patch.alpha[here], patch.colours[here])
+        self.owner[there][patch.alpha[here] > 0.5] = NOBODY
+
+    def claim(self, person: Person, head: Head) -> None:
+        (there, here) = self._overlap(head.patch)
+        self.owner[there][head.face[here]] = len(self.people)
+        self.people.append((person, head))
+
+    def _overlap(self, patch: Patch) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+        """Rows and columns of the photograph that a patch covers, and of the patch."""
+        height, width = self.owner.shape
+        x1, y1 = max(patch.x, 0), max(patch.y, 0)
+        x2 = max(min(patch.x + patch.alpha.shape[1], width), x1)
+        y2 = max(min(patch.y + patch.alpha.shape[0], height), y1)
+        here = np.s_[y1 - patch.y : y2 - patch.y, x1 - patch.x : x2 - patch.x]
+        return np.s_[y1:y2, x1:x2], here
+
+
+def make_photo(*, seed: int, split: int, index: int, size: int) -> Photo:
+    """Draw photograph `index` of a split; the same arguments give the same bytes.
+
+    size: about its long side, pixels.
+    """
+    rng = np.random.default_rng([seed, split, index])
+    kind = _kind_of(index, rng)
+    aspect, long = ASPECTS[rng.integers(0, len(ASPECTS))], size * rng.uniform(0.8, 1.15)
+    width, height = round(long * min(aspect, 1.0)), round(long / max(aspect, 1.0))
+    light = random_light(rng)
+    owner = np.full((height, width), NOBODY, np.int32)
+    scene = _Scene(_background(width, height, rng, light), owner, light)
+    for x, y, face in _positions(kind, width, height, rng):
+        _add_person(scene, (x, y), face, rng)
+    image, softness = _camera(scene.image, rng, steady=kind in ("street", "crowd"))
+    pixels = np.uint8(np.clip(image[..., ::-1], 0, 1) * 255 + 0.5)
+    quality = int(rng.integers(55, 96))
+    _, jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return Photo(kind, jpeg.tobytes(), list(_annotate(scene, softness)), width, height)
+
+
+def _kind_of(index: int, rng: Rng) -> str:
+    """One photograph in 12 is empty and one in 10 a crowd, the rest by chance."""
     if index % 12 == 5:
         return "empty"
     if index % 10 == 3:
@@ -50,206 +121,180 @@ def kind_of(index: int, rng: np.random.Generator) -> str:
     return str(rng.choice(["portrait", "group", "street"], p=[0.36, 0.4, 0.24]))
 
 
-def make_photo(*, seed: int, split: int, index: int, size: int) -> Photo:
-    """Photograph `index` of a split; the same arguments give the same bytes."""
-    rng = np.random.default_rng([seed, split, index])
-    kind = kind_of(index, rng)
-    aspect = ASPECTS[rng.integers(0, len(ASPECTS))]
-    long = size * rng.uniform(0.8, 1.15)
-    width = round(long * min(aspect, 1.0))
-    height = round(long / max(aspect, 1.0))
-    light = random_light(rng)
-    image = background(width, height, rng, light)
-    owner = np.full((height, width), NOBODY, np.int32)
-    people: list[tuple[Style, Head]] = []
-    areas: list[int] = []
-    for x, y, face in _places(kind, width, height, rng):
-        _add_person(image, owner, people, areas, (x, y), face, rng, light)
-        if rng.random() < (0.12 if face > 20 else 0.02) and people:
-            _cover(image, owner, people[-1][1], rng, light)
-    image, softness = _camera(image, rng, steady=kind in ("street", "crowd"))
-    faces = _annotate(people, areas, owner, softness, light)
-    quality = int(rng.integers(55, 96))
-    pixels = (image[..., ::-1] * 255 + 0.5).astype(np.uint8)
-    _, jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return Photo(kind, jpeg.tobytes(), faces, width, height)
-
-
-def _places(
-    kind: str, width: int, height: int, rng: np.random.Generator
-) -> list[tuple[float, float, float]]:
+def _positions(kind: str, width: int, height: int, rng: Rng) -> list[tuple[float, float, float]]:
     """x, y and height of each face, those behind first."""
-    short = min(width, height)
-    low, high, count = {
-        "portrait": (0.19, 0.47, int(rng.integers(1, 3))),
-        "group": (0.07, 0.2, int(rng.integers(3, 9))),
-        "street": (0.016, 0.14, int(rng.integers(4, 15))),
-        "crowd": (0.0125, 0.05, int(rng.integers(26, 66))),
-        "empty": (0.02, 0.1, 0),
-    }[kind]
-    middle = math.exp(rng.uniform(math.log(low), math.log(high)))  # of a group
+    low, high, fewest, most = KINDS[kind]
+    count = int(rng.integers(fewest, most + 1))
+    middle = rng.uniform(math.log(low), math.log(high))  # of a group
     horizon, steep = rng.uniform(0.12, 0.4) * height, rng.uniform(0.15, 0.5)
     chosen: list[tuple[float, float, float]] = []
     for _ in range(count * 6):
-        if len(chosen) >= count:
-            break
         share = math.exp(rng.uniform(math.log(low), math.log(high)))
         if kind == "group":
-            share = float(np.clip(middle * math.exp(rng.normal(0, 0.22)), low, high * 1.2))
-        face = max(SMALLEST_FACE * 1.25, share * short)
+            share = float(np.clip(math.exp(rng.normal(middle, 0.22)), low, high * 1.2))
+        face = max(SMALLEST_FACE * 1.25, share * min(width, height))
         edge = -0.1 if rng.random() < 0.15 else 0.55  # some are cut by the border
         x = rng.uniform(edge * face, width - edge * face)
         y = rng.uniform(max(edge * face, 0), max(height - edge * face, face))
-        if kind == "crowd":  # rows that spread and rise with the distance
+        if kind == "crowd":
             x = width * (0.5 + np.clip(rng.normal(0, 0.25), -0.49, 0.49))
         if kind in ("street", "crowd"):  # the nearer, the larger and the lower
             y = horizon + (share / high) * (steep + rng.uniform(0, 0.15)) * height
-        if all(math.hypot(x - a, y - b) > 0.78 * max(face, f) for a, b, f in chosen):
+        apart = all(math.hypot(x - a, y - b) > 0.78 * max(face, f) for a, b, f in chosen)
+        if apart and len(chosen) < count:
             chosen.append((float(x), float(y), face))
     return sorted(chosen, key=lambda place: place[1 if kind == "group" else 2])
 
 
-def _add_person(
-    image: np.ndarray,
-    owner: np.ndarray,
-    people: list[tuple[Style, Head]],
-    areas: list[int],
-    centre: tuple[float, float],
-    face: float,
-    rng: np.random.Generator,
-    light: Light,
-) -> None:
-    style = random_style(rng)
+def _add_person(scene: _Scene, centre: tuple[float, float], face: float, rng: Rng) -> None:
+    """Draw one person; some are turned away, in the shade, or half hidden by a thing."""
+    person, light = random_person(rng), scene.light
     away = rng.random() < 0.06
     if away:
-        style = from_behind(style, rng)
-    shade = float(rng.uniform(0.25, 0.6)) if rng.random() < 0.08 else 1.0  # stands in the shadow
-    local = replace(light, key=light.key * shade, ambient=light.ambient * (0.5 + shade / 2))
-    head = draw_head(style, local, centre, face)
-    body = draw_body(style, local, head, (image.shape[1], image.shape[0]))
+        person = replace(person, yaw=float(rng.uniform(150, 210)))
+    if rng.random() < 0.08:  # stands in the shade
+        light = replace(light, key=light.key * np.float32(rng.uniform(0.25, 0.6)))
+    head = draw_head(person, light, centre, face)
+    body = draw_body(person, light, head, (scene.owner.shape[1], scene.owner.shape[0]))
     for patch in (body, head.patch):
         if patch is not None:
-            blend(image, patch.colours, patch.alpha, patch.x0, patch.y0)
-            _claim(owner, patch.alpha > 0.5, patch.x0, patch.y0, NOBODY)
+            scene.add(patch)
     if away:
         return
-    x1, y1, x2, y2 = head.box
-    left, top = math.floor(x1), math.floor(y1)
-    grid = np.mgrid[top : math.ceil(y2), left : math.ceil(x2)].astype(np.float32) + 0.5
-    oval = ((grid[1] - (x1 + x2) / 2) / (x2 - x1)) ** 2 + (
-        (grid[0] - (y1 + y2) / 2) / (y2 - y1)
-    ) ** 2
-    _claim(owner, oval < 0.25, left, top, len(people))
-    people.append((style, head))
-    areas.append(int((oval < 0.25).sum()))
+    scene.claim(person, head)
+    if rng.random() < (0.12 if face > 20 else 0.02):
+        scene.add(_thing(head.box, rng))
 
 
-def _claim(owner: np.ndarray, mask: np.ndarray, x0: int, y0: int, who: int) -> None:
-    left, top = max(x0, 0), max(y0, 0)
-    right = min(x0 + mask.shape[1], owner.shape[1])
-    bottom = min(y0 + mask.shape[0], owner.shape[0])
-    if right > left and bottom > top:
-        part = mask[top - y0 : bottom - y0, left - x0 : right - x0]
-        owner[top:bottom, left:right][part] = who
+def _thing(box: np.ndarray, rng: Rng) -> Patch:
+    """Something flat before one side of a face: a book, a post, a phone, a sign."""
+    (x1, y1, x2, y2), side = box, rng.choice((-1, 1))
+    across, down = (x2 - x1) * rng.uniform(0.25, 0.6), (y2 - y1) * rng.uniform(0.3, 1.2)
+    x = (x1 + x2) / 2 + side * (x2 - x1) * rng.uniform(0.25, 0.6) - across / 2
+    y = y1 + (y2 - y1) * rng.uniform(0.3, 1.0)
+    shape = (max(int(down), 2), max(int(across), 2))
+    colours = np.broadcast_to(random_colour(rng), (*shape, 3)).copy()
+    colours[:: max(4, shape[0] // 6)] *= np.float32(0.7)
+    return Patch(int(x), int(y), colours, np.ones(shape, np.float32))
 
 
-def _cover(
-    image: np.ndarray, owner: np.ndarray, head: Head, rng: np.random.Generator, light: Light
-) -> None:
-    """Put a hand or a thing before a part of the face."""
-    x1, y1, x2, y2 = head.box
-    wide, high = x2 - x1, y2 - y1
-    thing = (hand, hand, ball, block)[rng.integers(0, 4)]
-    side = (-1, 1)[rng.integers(0, 2)]
-    x = (x1 + x2) / 2 + side * wide * rng.uniform(0.2, 0.6)
-    y = (y1 + y2) / 2 + high * rng.uniform(0.0, 0.7)
-    before = image.copy()
-    thing(image, float(x), float(y), float(high * rng.uniform(0.35, 0.8)), rng, light)
-    owner[np.abs(image - before).max(axis=2) > 0.02] = NOBODY
+def _background(width: int, height: int, rng: Rng, light: Light) -> np.ndarray:
+    """A place without people: a street, a room, foliage, or lights in the dark."""
+    place = rng.choice(["street", "room", "foliage", "lights"], p=[0.3, 0.3, 0.24, 0.16])
+    high = 0.3 if place == "lights" else 0.9
+    top, bottom = random_colour(rng, 0.3 * high, high), random_colour(rng, 0.2 * high, high)
+    ramp = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
+    image = np.repeat(top + ramp * (bottom - top), width, axis=1)
+    if place == "street":
+        image[int(height * rng.uniform(0.4, 0.8)) :] = random_colour(rng, 0.3, 0.6)
+    fine = _field(width, height, rng, grain=float(rng.uniform(0.3, 1.2)), power=0.9)
+    broad = _field(width, height, rng, grain=0.15, power=1.7)
+    rough = 0.3 if place == "foliage" else 0.03
+    if place == "foliage":
+        image[:] = np.float32([0.25, 0.4, 0.16]) * np.float32(rng.uniform(0.6, 1.5, 3))
+    image *= np.exp(rough * fine + max(rough, 0.08) * broad)[..., None]
+    if place == "lights":
+        for _ in range(rng.integers(12, 60)):
+            at, radius = (
+                (int(rng.integers(0, width)), int(rng.integers(0, height))),
+                rng.integers(2, 20),
+            )
+            cv2.circle(image, at, int(radius), random_colour(rng, 0.3, 0.9).tolist(), -1)
+        image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(2, 6)))
+    for _ in range(rng.integers(3, 12) if place in ("street", "room") else rng.integers(0, 3)):
+        _add_panel(image, rng)
+    if rng.random() < 0.5:
+        _add_sign(image, rng)
+    if rng.random() < 0.6:  # out of focus behind the people
+        image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.6, 5)))
+    level = (light.key * np.float32(0.75) + light.ambient) / 2 + np.float32(0.2)
+    return np.clip(image * np.clip(level, 0.35, 1.15), 0, 1)
 
 
-def _camera(
-    image: np.ndarray, rng: np.random.Generator, *, steady: bool
-) -> tuple[np.ndarray, float]:
+def _field(width: int, height: int, rng: Rng, *, grain: float, power: float) -> np.ndarray:
+    """(height, width) noise at a random place of the tile; grain: tile units per pixel."""
+    x0, y0 = rng.uniform(0, 256, 2)
+    return noise(*np.meshgrid(np.arange(width) * grain + x0, np.arange(height) * grain + y0), power)
+
+
+def _add_panel(image: np.ndarray, rng: Rng) -> None:
+    """A wall, door, shelf or house: a rectangle, often with rows of smaller ones."""
+    height, width = image.shape[:2]
+    x, y = int(rng.integers(-60, width)), int(rng.integers(-60, height))
+    x2, y2 = x + int(rng.integers(30, 220)), y + int(rng.integers(30, 300))
+    cv2.rectangle(image, (x, y), (x2, y2), random_colour(rng).tolist(), -1)
+    across, down = int(rng.integers(8, 40)), int(rng.integers(12, 60))
+    if rng.random() < 0.4:
+        return
+    colour = random_colour(rng)
+    for left in range(x + 4, x2 - across, across):
+        for up in range(y + 4, y2 - down, down):
+            corner = (left + int(across * 0.7), up + int(down * 0.7))
+            shown = colour * np.float32(rng.uniform(0.7, 1.3))
+            cv2.rectangle(image, (left, up), corner, shown.tolist(), -1)
+
+
+def _add_sign(image: np.ndarray, rng: Rng) -> None:
+    letters = "".join(rng.choice(list(string.ascii_uppercase + string.digits), rng.integers(2, 8)))
+    at = (int(rng.integers(0, image.shape[1])), int(rng.integers(20, image.shape[0])))
+    ink, scale = np.zeros(image.shape[:2], np.uint8), float(rng.uniform(0.4, 3))  # bytes, for cv2
+    cv2.putText(ink, letters, at, cv2.FONT_HERSHEY_DUPLEX, scale, 255, max(1, int(2 * scale)))
+    paint(image, np.float32(ink / 255), random_colour(rng))
+
+
+def _camera(image: np.ndarray, rng: Rng, *, steady: bool) -> tuple[np.ndarray, float]:
     """Blur, exposure, colour, shadows, noise; also the blur's radius in pixels."""
     image, softness = _blur(image, rng, steady=steady)
-    image = _develop(image, rng)
+    contrast, bright = float(rng.normal(1.05, 0.12)), float(rng.normal(0.02, 0.05))
+    image = (np.clip(image, 0, 1) ** float(np.exp(rng.normal(0, 0.16))) - 0.5) * contrast
+    image += 0.5 + bright
+    grey = image.mean(axis=2, keepdims=True)
+    saturation = 0.0 if rng.random() < 0.05 else float(np.clip(rng.normal(0.85, 0.18), 0.2, 1.3))
+    image = grey + (image - grey) * saturation * np.float32(rng.normal(1, 0.04, 3))
     height, width = image.shape[:2]
     if rng.random() < 0.2:  # the shadow of a tree or a window over everything
-        edge = grid_noise(height, width, rng, grain=0.2, power=1.8)
-        image = image * (1 - float(rng.uniform(0.2, 0.55)) * inside(edge, 0.3))[..., None]
-    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j].astype(np.float32)
-    image = image * (1 - float(rng.uniform(0, 0.16)) * (x * x + y * y))[..., None]
+        edge = inside(_field(width, height, rng, grain=0.2, power=1.8), 0.3)
+        image *= (1 - float(rng.uniform(0.2, 0.55)) * edge)[..., None]
     grain = rng.standard_normal((height, width, 3), dtype=np.float32)
-    image = image + grain * np.float32(abs(rng.normal(0, 0.018)))
-    return np.clip(image, 0, 1).astype(np.float32), softness
+    return image + grain * np.float32(abs(rng.normal(0, 0.018))), softness
 
 
-def _blur(image: np.ndarray, rng: np.random.Generator, *, steady: bool) -> tuple[np.ndarray, float]:
+def _blur(image: np.ndarray, rng: Rng, *, steady: bool) -> tuple[np.ndarray, float]:
     """Out of focus and, unless steady, sometimes moved; small faces would be lost otherwise."""
-    softness = float(abs(rng.normal(0.35, 0.35)))
-    if rng.random() < 0.1:
-        softness = float(rng.uniform(1.2, 3.0))
+    softness = float(rng.uniform(1.2, 3.0) if rng.random() < 0.1 else abs(rng.normal(0.35, 0.35)))
     softness *= 0.5 if steady else 1.0
     image = cv2.GaussianBlur(image, (0, 0), max(softness, 0.2))
     if rng.random() < 0.14 and not steady:
         length = int(rng.integers(4, 13))
-        line = np.zeros((length, length), np.float32)
-        end = int(rng.integers(0, length))
+        line, end = np.zeros((length, length), np.float32), int(rng.integers(0, length))
         cv2.line(line, (end, 0), (length - 1 - end, length - 1), 1.0, 1)
         image = cv2.filter2D(image, -1, line / line.sum(), borderType=cv2.BORDER_REFLECT)
         softness += length / 4
     return image, softness
 
 
-def _develop(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Exposure, contrast, saturation (now and then none) and colour cast."""
-    gamma = float(np.exp(rng.normal(0, 0.16)))
-    contrast, bright = float(rng.normal(1.05, 0.12)), float(rng.normal(0.02, 0.05))
-    image = (np.clip(image, 0, 1) ** gamma - 0.5) * contrast + 0.5 + bright
-    cast = rng.normal(1, 0.04, 3).astype(np.float32)
-    grey = image.mean(axis=2, keepdims=True)
-    colour = 0.0 if rng.random() < 0.05 else float(np.clip(rng.normal(0.85, 0.18), 0.2, 1.3))
-    return (grey + (image - grey) * colour) * (cast if colour else np.float32(1))
-
-
-def _annotate(
-    people: list[tuple[Style, Head]],
-    areas: list[int],
-    owner: np.ndarray,
-    softness: float,
-    light: Light,
-) -> list[Face]:
-    height, width = owner.shape
-    found = []
-    for index, ((style, head), area) in enumerate(zip(people, areas, strict=True)):
-        seen = float((owner == index).sum()) / max(area, 1)
-        x1, y1 = max(round(float(head.box[0])), 0), max(round(float(head.box[1])), 0)
+def _annotate(scene: _Scene, softness: float) -> Iterator[Face]:
+    """The faces of which enough is visible."""
+    height, width = scene.owner.shape
+    for index, (person, head) in enumerate(scene.people):
+        seen = (scene.owner == index).sum() / max(head.face.sum(), 1)
+        x1, y1 = (max(round(float(edge)), 0) for edge in head.box[:2])
         x2, y2 = min(round(float(head.box[2])), width), min(round(float(head.box[3])), height)
         if seen < LEAST_SEEN or min(x2 - x1, y2 - y1) < 3:
             continue
-        hidden = head.hidden | ~_owned(owner, head.landmarks, index)
-        usable = seen > 0.45 and head.size >= 13 and hidden.sum() < 5
-        inside_image = ((head.landmarks >= 0) & (head.landmarks < (width, height))).all()
-        relative = softness / head.size
-        worn = style.shape.mask or style.glasses == "sun"
-        found.append(
-            Face(
-                box=(x1, y1, x2 - x1, y2 - y1),
-                landmarks=head.landmarks if usable and inside_image else None,
-                hidden=hidden,
-                blur=2 if head.size < 16 or relative > 0.05 else int(relative > 0.02),
-                expression=int(style.shape.mouth_open > 0.5),
-                illumination=int(light.key + light.ambient < 0.75),
-                occlusion=2 if seen < 0.6 else int(seen < 0.93 or worn),
-                pose=int(abs(style.yaw) > 45 or abs(style.roll) > 30 or abs(style.pitch) > 25),
-            )
+        points = head.landmarks
+        column, row = (np.clip(points.astype(int), 0, (width - 1, height - 1))).T
+        hidden = head.hidden | (scene.owner[row, column] != index)
+        usable = seen > 0.45 and head.size >= 13 and not hidden.all()
+        within = ((points >= 0) & (points < (width, height))).all()
+        relative, worn = softness / head.size, person.mask or person.glasses == "sun"
+        yield Face(
+            box=(x1, y1, x2 - x1, y2 - y1),
+            landmarks=points if usable and within else None,
+            hidden=hidden,
+            blur=2 if head.size < 16 or relative > 0.05 else int(relative > 0.02),
+            expression=int(person.mouth_open > 0.5),
+            illumination=int((scene.light.key + scene.light.ambient).mean() < 0.9),
+            occlusion=2 if seen < 0.6 else int(seen < 0.93 or worn),
+            pose=int(abs(person.yaw) > 45 or abs(person.roll) > 30 or abs(person.pitch) > 25),
         )
-    return found
-
-
-def _owned(owner: np.ndarray, points: np.ndarray, index: int) -> np.ndarray:
-    """(5,) bool: this face is what the photograph shows at each point (5, 2)."""
-    x = np.clip(points[:, 0].astype(int), 0, owner.shape[1] - 1)
-    y = np.clip(points[:, 1].astype(int), 0, owner.shape[0] - 1)
-    return owner[y, x] == index

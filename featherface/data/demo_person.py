@@ -1,0 +1,539 @@
+"""One person of a synthetic photograph: a head of ellipsoids with a painted face, and a body.
+
+Head units: the face is 1 high, from the hairline (y = -0.5) to the chin (y = 0.5); x points right
+and y down as in the image, z towards the viewer. Rays are parallel, so each pixel meets an
+ellipsoid in closed form. Images are float32 RGB (H, W, 3) in 0..1, gamma-encoded.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import cv2
+import numpy as np
+
+DETAIL, SMALLEST = 170, 36  # most and fewest pixels per head unit at which a head is drawn
+TILE = 256  # side of the noise tile
+MISS = -9.0  # depth of a ray that hits nothing
+EYE_Y, EYE_HALF_WIDTH = -0.055, 0.078
+MOUTH_Y, MOUTH_OPENING = 0.285, 0.095  # line of a closed mouth; gap of a wide open one
+SKIN_TONES = "fde0c8 f3cdb0 e8bc98 dbaa82 c8946c ae7a54 8c5e3e 6c462f 4e3224"  # RGB
+HAIR_TONES = "1c1614 34241a 583a24 825832 ba925a 78361c 969492 d6d4d0"
+IRIS_TONES = "3c2416 54361c 5a6e46 547896 281a14"
+FEMININE, MASCULINE = (
+    "long long fringe bun short veil afro crop",
+    "short short short crop bald long",
+)
+
+Rng = np.random.Generator
+Ellipsoid = tuple[Sequence[float], Sequence[float]]  # centre, radii
+
+
+@dataclass(frozen=True)
+class Light:
+    """One key light and the sky, (3,) RGB in linear light."""
+
+    direction: np.ndarray  # (3,) unit, camera frame, from the scene towards the light
+    key: np.ndarray
+    ambient: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Person:
+    """The look of one person. Lengths are head units, colours (3,) RGB in 0..1."""
+
+    yaw: float  # degrees, see rotation
+    pitch: float
+    roll: float
+    skin: np.ndarray
+    lips: np.ndarray
+    hair: np.ndarray
+    iris: np.ndarray
+    cloth: np.ndarray  # hat or veil
+    shirt: np.ndarray
+    trousers: np.ndarray
+    width: float  # of the head, a factor
+    nose: float  # its length, a factor
+    eye_open: float  # a factor
+    smile: float  # -1 sad, 1 happy
+    mouth_open: float  # 0..1
+    style: str  # of the hair
+    hat: str = "none"  # none, beanie, brim
+    mask: bool = False
+    beard: str = "none"  # none, stubble, full, moustache
+    glasses: str = "none"  # none, clear, sun
+    grain: float = 0.0  # place in the noise tile
+    eye_x: float = 0.158
+
+    @property
+    def nose_tip(self) -> tuple[float, float, float]:
+        return 0.0, 0.055 + 0.075 * self.nose, 0.435 + 0.03 * self.nose
+
+    @property
+    def mouth(self) -> float:
+        """Half the width of the mouth."""
+        return 0.12 + 0.014 * self.smile
+
+    def landmarks(self) -> np.ndarray:
+        """(5, 3) float32, head frame: eyes, nose tip, mouth corners, left to right."""
+        corner = MOUTH_Y - 0.028 * self.smile + 0.25 * MOUTH_OPENING * self.mouth_open
+        eyes = [(side * self.eye_x, EYE_Y, 0.335) for side in (-1, 1)]
+        corners = [(side * self.mouth, corner, 0.335) for side in (-1, 1)]
+        return np.array([*eyes, self.nose_tip, *corners], np.float32)
+
+
+@dataclass(frozen=True)
+class Patch:
+    """Pixels to blend into the photograph with the corner at x, y."""
+
+    x: int
+    y: int
+    colours: np.ndarray  # (h, w, 3)
+    alpha: np.ndarray  # (h, w) float32
+
+
+@dataclass(frozen=True)
+class Head:
+    """A drawn head, in pixels of the photograph."""
+
+    patch: Patch
+    face: np.ndarray  # (h, w) bool, pixels of the patch: hairline to chin, ear to ear
+    box: np.ndarray  # (4,) x1, y1, x2, y2 of the face, not clipped
+    landmarks: np.ndarray  # (5, 2) float32
+    hidden: np.ndarray  # (5,) bool: behind the head's own parts, mask or sunglasses
+    neck: np.ndarray  # (2,) where the shoulders begin
+    size: float  # pixels per head unit
+
+
+def random_colour(rng: Rng, low: float = 0.06, high: float = 0.9) -> np.ndarray:
+    """(3,) float32 of a thing."""
+    return np.float32(np.clip(rng.uniform(low, high) + rng.normal(0, 0.14, 3), 0.03, 0.96))
+
+
+def random_light(rng: Rng) -> Light:
+    direction = np.array([rng.normal(0, 0.55), -abs(rng.normal(0.45, 0.3)), 0.8])
+    if rng.random() < 0.12:  # hard light from the side or from above
+        direction[2] = 0.25
+    warm, hardness = rng.normal(0, 0.09), rng.uniform(0.35, 0.75)
+    key = np.float32([1 + warm, 1, 1 - warm]) * np.float32(1.25 * hardness)
+    sky = np.float32([1 - warm, 1, 1 + warm]) * np.float32(1.05 - 0.95 * hardness)
+    return Light(np.float32(direction / np.linalg.norm(direction)), key, sky)
+
+
+def random_person(rng: Rng, *, covered: float = 1.0) -> Person:
+    """A random person; covered scales the chances of mask, sunglasses and hat."""
+    skins, hairs, irises = (
+        np.array([list(bytes.fromhex(tone)) for tone in tones.split()], np.float32) / 255
+        for tones in (SKIN_TONES, HAIR_TONES, IRIS_TONES)
+    )
+    feminine, tone, shouts = rng.random() < 0.5, rng.uniform(0, 8), rng.random() < 0.12
+    skin = skins[int(tone)] + (skins[int(tone) + 1] - skins[int(tone)]) * np.float32(tone % 1)
+    dark_hair = tone > 5 and rng.random() < 0.8
+    beards = "none" if feminine else "none none none stubble full moustache"
+    rare = 0.07 * covered
+    return Person(
+        yaw=float(np.clip(rng.normal(0, 22 if rng.random() < 0.85 else 50), -85, 85)),
+        pitch=float(np.clip(rng.normal(2, 9), -28, 32)),
+        roll=float(np.clip(rng.normal(0, 9 if rng.random() < 0.92 else 35), -60, 60)),
+        skin=skin,
+        lips=skin * np.float32((0.9, 0.62, 0.6) if feminine else (0.88, 0.7, 0.66)),
+        hair=hairs[rng.integers(0, 2 if dark_hair else 8)] * np.float32(rng.uniform(0.75, 1.2)),
+        iris=irises[rng.integers(0, 5)],
+        cloth=random_colour(rng),
+        shirt=random_colour(rng),
+        trousers=random_colour(rng, high=0.5),
+        width=float(rng.normal(0.95 if feminine else 1.0, 0.035)),
+        nose=float(rng.normal(1, 0.13)),
+        eye_open=float(np.clip(rng.normal(0.95, 0.2), 0.12, 1.25)),
+        smile=float(np.clip(rng.normal(0.35, 0.45), -0.8, 1.1)),
+        mouth_open=float(rng.uniform(0.5, 1) if shouts else max(0, rng.normal(0.02, 0.15))),
+        style=str(rng.choice((FEMININE if feminine else MASCULINE).split())),
+        hat=str(rng.choice(["none", "beanie", "brim"], p=[1 - 2 * rare, rare, rare])),
+        mask=bool(rng.random() < rare),
+        beard=str(rng.choice(beards.split())),
+        glasses=str(rng.choice(["none", "clear", "sun"], p=[0.84 - rare, 0.16, rare])),
+        grain=float(rng.uniform(0, TILE)),
+        eye_x=float(rng.normal(0.158, 0.006)),
+    )
+
+
+@cache
+def _tile(power: float) -> np.ndarray:
+    """(TILE, TILE) float32, wraps around, mean 0, deviation 1; a higher power is smoother."""
+    white = np.random.default_rng(20240519).standard_normal((TILE, TILE))
+    radius = np.hypot(np.fft.fftfreq(TILE)[:, None], np.fft.fftfreq(TILE)[None])
+    radius[0, 0] = np.inf
+    field = np.fft.ifft2(np.fft.fft2(white) / radius**power).real
+    return ((field - field.mean()) / field.std()).astype(np.float32)
+
+
+def noise(x: np.ndarray, y: np.ndarray, power: float = 1.4) -> np.ndarray:
+    """Fractal noise at x, y (H, W), in tiles of 256 units: mean 0, deviation 1."""
+    x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
+    return cv2.remap(_tile(power), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+
+
+def inside(distance: np.ndarray, softness: float) -> np.ndarray:
+    """1 where distance < 0, 0 outside, a ramp of this width between."""
+    return np.clip(0.5 - distance / softness, 0, 1)
+
+
+def paint(image: np.ndarray, mask: np.ndarray, colour: np.ndarray | tuple) -> None:
+    """Blend a colour (3,) or an image into `image` (H, W, 3) in place by mask (H, W)."""
+    rows = np.flatnonzero(mask.max(axis=1) > 0.004)
+    columns = np.flatnonzero(mask.max(axis=0) > 0.004)
+    if not len(rows):
+        return
+    part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]  # most marks are small
+    colour = np.asarray(colour, np.float32)
+    target = image[part]
+    target += mask[part][..., None] * ((colour if colour.ndim == 1 else colour[part]) - target)
+
+
+def rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
+    """(3, 3) float32, head to camera, angles in degrees: yaw > 0 looks to the image's right, pitch
+    > 0 looks down, roll > 0 tilts clockwise."""
+    (cy, cp, cr), (sy, sp, sr) = (f(np.deg2rad([yaw, pitch, roll])) for f in (np.cos, np.sin))
+    around_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    around_x = np.array([[1, 0, 0], [0, cp, sp], [0, -sp, cp]])
+    around_z = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
+    return (around_z @ around_x @ around_y).astype(np.float32)
+
+
+class View:
+    """Parallel rays through a window of the photograph, in head units around `centre`."""
+
+    def __init__(
+        self, window: Sequence[float], centre: Sequence[float], size: float, scale: float
+    ) -> None:
+        """window: x1, y1, x2, y2, pixels; size: pixels per head unit; scale: rays per pixel."""
+        self.window = x1, y1, x2, y2 = [math.floor(edge) for edge in window]
+        columns, rows = round((x2 - x1) * scale), round((y2 - y1) * scale)
+        across = (np.linspace(x1, x2, columns * 2 + 1)[1::2] - centre[0]) / size
+        down = (np.linspace(y1, y2, rows * 2 + 1)[1::2] - centre[1]) / size
+        self.x, self.y = np.meshgrid(np.float32(across), np.float32(down))  # (H, W)
+        self.pixel = 1 / (size * scale)
+        self.rotate = np.eye(3, dtype=np.float32)  # head to camera
+
+    def points(self, depth: np.ndarray) -> np.ndarray:
+        """(3, H, W) in the head frame, of camera depths (H, W)."""
+        return np.tensordot(self.rotate.T, np.stack([self.x, self.y, depth]), 1)
+
+    def crossings(self, solid: Ellipsoid) -> tuple[np.ndarray, np.ndarray]:
+        """Depths (H, W) at which the rays enter and leave an ellipsoid; MISS where they do not."""
+        centre, radii = solid
+        turned = self.rotate / np.float32(radii)
+        form = turned @ turned.T
+        cx, cy, cz = self.rotate @ np.float32(centre)
+        dx, dy = self.x - cx, self.y - cy
+        b = form[0, 2] * dx + form[1, 2] * dy
+        c = form[0, 0] * dx * dx + 2 * form[0, 1] * dx * dy + form[1, 1] * dy * dy - 1
+        square = b * b - form[2, 2] * c
+        half = np.sqrt(np.maximum(square, 0))
+        near, far = cz + (half - b) / form[2, 2], cz - (half + b) / form[2, 2]
+        return np.where(square > 0, near, MISS), np.where(square > 0, far, MISS)
+
+    def melt(self, depth: np.ndarray, solid: Ellipsoid, k: float) -> np.ndarray:
+        """The surface joined with an ellipsoid; the seam is rounded over k."""
+        near = self.crossings(solid)[0]
+        h = np.maximum(k - np.abs(depth - near), 0) / k
+        return np.maximum(depth, near) + h * h * np.float32(k / 4)
+
+    def patch(self, depth: np.ndarray, colours: np.ndarray, alpha: np.ndarray) -> Patch:
+        """Average to photograph pixels, colours weighted by their opacity."""
+        x1, y1, x2, y2 = self.window
+        way = cv2.INTER_AREA if alpha.shape[0] >= y2 - y1 else cv2.INTER_LINEAR
+        alpha = cv2.GaussianBlur(np.float32(alpha * (depth > MISS / 2)), (0, 0), 0.6)
+        weighted = cv2.resize(colours * alpha[..., None], (x2 - x1, y2 - y1), interpolation=way)
+        alpha = cv2.resize(alpha, (x2 - x1, y2 - y1), interpolation=way)
+        return Patch(x1, y1, weighted / np.maximum(alpha, 1e-3)[..., None], alpha)
+
+
+def _shade(view: View, depth: np.ndarray, colours: np.ndarray, light: Light) -> np.ndarray:
+    """The colours of a surface under the light, with the shadows that it casts on itself."""
+    depth, pixel = np.maximum(depth, -0.6), view.pixel
+    zy, zx = np.gradient(cv2.GaussianBlur(depth, (0, 0), max(0.01 / pixel, 0.6)), pixel)
+    facing = 1 / np.sqrt(zx * zx + zy * zy + 1)
+    nx, ny = -zx * facing, -zy * facing
+    dx, dy, dz = (float(part) for part in light.direction)
+    # 0.22: light that goes through skin past the edge of the shade
+    diffuse = np.clip((nx * dx + ny * dy + facing * dz + 0.22) / 1.22, 0, 1)
+    lit, way = np.ones_like(depth), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    for far in (0.06, 0.11, 0.2, 0.34):
+        step = np.array([[1, 0, dx * far / pixel], [0, 1, dy * far / pixel]])
+        towards = cv2.warpAffine(depth, step, depth.shape[::-1], flags=way, borderMode=1)
+        lit = np.minimum(lit, np.clip(1 - (towards - depth - dz * far) / 0.06, 0, 1))
+    hollow = cv2.GaussianBlur(depth, (0, 0), 0.07 / pixel) - depth
+    sky = np.clip(1 - 5 * np.maximum(hollow, 0), 0.35, 1) * (0.72 + 0.28 * facing - 0.12 * ny)
+    linear = (diffuse * (0.25 + 0.75 * lit))[..., None] * light.key + sky[..., None] * light.ambient
+    linear *= np.clip(colours, 0, 1) ** np.float32(2.2)
+    halfway = np.array([dx, dy, dz + 1]) / math.hypot(dx, dy, dz + 1)
+    glance = np.clip(nx * halfway[0] + ny * halfway[1] + facing * halfway[2], 0, 1) ** 24
+    linear += np.float32(0.05 * glance * lit)[..., None]
+    linear /= 1 + np.float32(0.22) * linear * linear  # highlights roll off instead of clipping
+    return np.clip(linear, 0, 1) ** np.float32(1 / 2.2)
+
+
+def draw_head(person: Person, light: Light, centre: Sequence[float], size: float) -> Head:
+    """Draw a head of `size` pixels from hairline to chin around `centre`, pixels."""
+    scale = max(SMALLEST / size, min(2, DETAIL / size))
+    window = [at + side * 1.1 * size for side in (-1, 1) for at in centre]
+    view = View(window, centre, size, scale)
+    view.rotate = rotation(person.yaw, person.pitch, person.roll)
+    face = _face_depth(person, view)
+    outline = np.uint8(_is_face(view, face))
+    skin, hair, hat = _with_neck(person, view, face), _hair(person, view), _hat(person, view)
+    colours = _Painter(person, view.points(skin), 2 * view.pixel).face()
+    below = np.clip((view.points(skin)[1] - 0.68) / 0.14, 0, 1)  # the neck goes into the body
+    alpha = 1 - below * (skin >= np.maximum(hair, hat))
+    paint(colours, np.float32(hair > skin), _hair_colours(person, view, hair))
+    paint(colours, np.float32(hat > np.maximum(skin, hair)), person.cloth)
+    depth = np.maximum(np.maximum(skin, hair), hat)
+    patch = view.patch(depth, _shade(view, depth, colours, light), alpha)
+    points = person.landmarks() @ view.rotate.T
+    x, y, width, height = cv2.boundingRect(outline)
+    edges = np.array([x, y, x + width, y + height]) * view.pixel * size
+    small = cv2.resize(outline, patch.alpha.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    return Head(
+        patch=patch,
+        face=small > 0,
+        box=edges + np.tile(view.window[:2], 2),
+        landmarks=points[:, :2] * np.float32(size) + np.float32(centre),
+        hidden=_hidden(person, view, points, skin, np.maximum(hair, hat)),
+        neck=(view.rotate @ np.float32([0, 0.55, -0.14]))[:2] * size + centre,
+        size=size,
+    )
+
+
+def _face_depth(person: Person, view: View) -> np.ndarray:
+    """Depth (H, W) of skull, jaw, chin, cheeks, brows, eyes, nose and lips."""
+    w, (_, tip_y, tip_z) = person.width, person.nose_tip
+    opened = 0.5 * MOUTH_OPENING * person.mouth_open
+    depth = view.crossings(((0, -0.17, -0.12), (0.385 * w, 0.49, 0.5)))[0]
+    depth = view.melt(depth, ((0, 0.1, 0.05), (0.325 * w, 0.405, 0.315)), 0.12)
+    depth = view.melt(depth, ((0, 0.405, 0.23), (0.12 * w, 0.085, 0.085)), 0.1)
+    for side in (-1, 1):
+        depth = view.melt(depth, ((side * 0.2 * w, 0.09, 0.22), (0.1, 0.1, 0.11)), 0.1)
+        depth = view.melt(depth, ((side * 0.13, -0.15, 0.32), (0.15, 0.04, 0.055)), 0.08)
+    depth = view.melt(depth, ((0, 0, 0.345), (0.042, 0.14, 0.06)), 0.05)
+    depth = view.melt(depth, ((0, tip_y - 0.045, tip_z - 0.065), (0.045, 0.075, 0.05)), 0.05)
+    depth = view.melt(depth, ((0, tip_y, tip_z - 0.05), (0.065, 0.045, 0.05)), 0.04)
+    depth = view.melt(depth, ((0, MOUTH_Y + opened, 0.345), (0.115, 0.042 + opened, 0.05)), 0.035)
+    x, y, z = view.points(depth)
+    depth -= 0.035 * _bump(np.abs(x) - person.eye_x, y - EYE_Y, 0.085, 0.05) * (z > 0)  # sockets
+    for side in (-1, 1):
+        depth = view.melt(depth, ((side * person.eye_x, EYE_Y, 0.25), (0.07, 0.06, 0.075)), 0.012)
+    return depth
+
+
+def _is_face(view: View, face: np.ndarray) -> np.ndarray:
+    """(H, W) bool: the face from hairline to chin and ear to ear, under hair and hat too."""
+    _, y, z = view.points(face)
+    return (face > MISS / 2) & (y > -0.42) & (z > -0.05)
+
+
+def _with_neck(person: Person, view: View, face: np.ndarray) -> np.ndarray:
+    w = person.width
+    for side in (-1, 1):
+        face = view.melt(face, ((side * 0.395 * w, 0.0, -0.1), (0.035, 0.115, 0.075)), 0.03)
+    return view.melt(face, ((0, 0.65, -0.14), (0.2 * w, 0.7, 0.2)), 0.03)
+
+
+def _hair(person: Person, view: View) -> np.ndarray:
+    """Depth (H, W) of the hair, or of a veil, with an opening for the face."""
+    style, w = person.style, person.width
+    if style == "bald":
+        return np.full_like(view.x, MISS)
+    thick = {"crop": 0.012, "afro": 0.18}.get(style, 0.05)
+    near, far = view.crossings(((0, -0.19, -0.14), (0.385 * w + thick, 0.48 + thick, 0.5 + thick)))
+    if style in ("long", "veil"):
+        drape = (0, 0.3, -0.2), (0.43 * w + thick, 0.7, 0.33)
+        near, back = view.melt(near, drape, 0.1), view.crossings(drape)[1]
+        far = np.where((far == MISS) | ((back != MISS) & (back < far)), back, far)
+    if style == "bun":
+        near = view.melt(near, ((0, -0.72, -0.25), (0.17, 0.15, 0.17)), 0.05)
+    lift = {"fringe": 0.13, "long": 0.2}.get(style, 0.0)
+    centre, high = (0.04 * math.sin(person.grain), 0.14 + lift, 0.42), 0.6 + 0.2 * (style == "long")
+    enter, leave = view.crossings((centre, (0.36 * w, high, 0.55 if thick < 0.1 else 0.62)))
+    cut = (near < enter) & (near > leave)  # the inner side of the hair shows there
+    near = np.where(cut, np.where(leave > far, leave, MISS), near)
+    if style not in ("long", "veil", "afro"):
+        _, y, z = view.points(near)
+        low = 0.02 if style == "crop" else 0.28 if style == "fringe" else 0.09
+        near = np.where(y > low + 0.3 * np.maximum(-z - 0.1, 0), MISS, near)
+    return near
+
+
+def _hair_colours(person: Person, view: View, hair: np.ndarray) -> np.ndarray:
+    """(H, W, 3): strands that fall from the crown, curls, or a veil."""
+    x, y, z = view.points(hair)
+    if person.style == "veil":
+        return person.cloth * (1 + 0.07 * noise(x * 60, y * 30 + z * 40, 1.6))[..., None]
+    if person.style in ("afro", "crop"):
+        return person.hair * (1 + 0.2 * noise(x * 420, y * 420 + z * 200, 0.4))[..., None]
+    angle = np.arctan2(x, z + 0.5) * 110 + person.grain
+    strands = 0.3 * noise(angle * 2.2, y * 22, 0.8) + 0.15 * noise(angle * 0.5, y * 14)
+    return person.hair * np.clip(1 + strands, 0.3, 1.9)[..., None]
+
+
+def _hat(person: Person, view: View) -> np.ndarray:
+    if person.hat == "none":
+        return np.full_like(view.x, MISS)
+    crown = view.crossings(((0, -0.2, -0.14), (0.46 * person.width, 0.58, 0.58)))[0]
+    _, y, z = view.points(crown)
+    crown = np.where(y < -0.36 + 0.12 * (z < -0.2) - 0.12 * z, crown, MISS)
+    if person.hat == "brim":
+        crown = np.maximum(crown, view.crossings(((0, -0.36, -0.1), (0.7, 0.03, 0.75)))[0])
+    return crown
+
+
+def _hidden(
+    person: Person, view: View, points: np.ndarray, skin: np.ndarray, cover: np.ndarray
+) -> np.ndarray:
+    """(5,) bool: which landmarks (5, 3), camera frame, the camera cannot see."""
+    column = np.clip(np.searchsorted(view.x[0], points[:, 0]), 0, view.x.shape[1] - 1)
+    row = np.clip(np.searchsorted(view.y[:, 0], points[:, 1]), 0, view.x.shape[0] - 1)
+    shown = skin[row, column]
+    hidden = (cover[row, column] > shown) | (shown > points[:, 2] + 0.09)
+    return hidden | np.array([person.glasses == "sun"] * 2 + [person.mask] * 3)
+
+
+def _bump(x: np.ndarray, y: np.ndarray, rx: float, ry: float) -> np.ndarray:
+    return np.exp(-((x / rx) ** 2) - (y / ry) ** 2)
+
+
+class _Painter:
+    """Paints a face on the skin of a head, in the head frame."""
+
+    def __init__(self, person: Person, points: np.ndarray, soft: float) -> None:
+        """points: (3, H, W) of the skin; soft: width of an edge."""
+        self.person, self.soft = person, soft
+        self.x, self.y, z = points
+        self.across = np.abs(self.x)
+        self.front = np.clip((z - 0.02) / 0.1, 0, 1)
+        mottle = noise(self.x * 90 + person.grain, self.y * 90)
+        self.colours = np.float32(person.skin * (1 + 0.04 * mottle)[..., None])
+
+    def tint(self, strength: np.ndarray, colour: np.ndarray | tuple) -> None:
+        paint(self.colours, strength * self.front, colour)
+
+    def fill(
+        self, distance: np.ndarray, soft: float, strength: float, colour: np.ndarray | tuple
+    ) -> None:
+        """Paint where distance < 0, with an edge at least `soft` wide."""
+        self.tint(inside(distance, self.soft + soft) * strength, colour)
+
+    def face(self) -> np.ndarray:
+        """(H, W, 3) colours."""
+        person, x, y, across = self.person, self.x, self.y, self.across
+        tip_y = y - person.nose_tip[1]
+        red = 0.35 * _bump(across - 0.2, y - 0.12, 0.11, 0.1) + 0.3 * _bump(x, tip_y, 0.08, 0.07)
+        self.tint(red, person.skin * (1.0, 0.72, 0.68))
+        fold = across - 0.085 - 0.42 * np.maximum(y - 0.12, 0)  # from the nose past the mouth
+        dark = (0.18 + 0.25 * max(person.smile, -0.7)) * _bump(fold, y - 0.2, 0.014, 0.075)
+        dark += 0.42 * _bump(across - person.eye_x, y - EYE_Y, 0.11, 0.065)
+        dark += 0.25 * _bump(x, y - MOUTH_Y - 0.085 - 0.08 * person.mouth_open, 0.1, 0.025)
+        self.tint(np.clip(dark, 0, 1), person.skin * (0.72, 0.62, 0.6))
+        self.beard()
+        nostril = np.hypot((across - 0.034) / 0.022, (tip_y - 0.036) / 0.012) - 1
+        self.fill(nostril * 0.014, 0.008, 0.85, person.skin * 0.22)
+        self.tint(0.45 * _bump(x, tip_y - 0.05, 0.07, 0.02), person.skin * 0.5)
+        self.mouth()
+        for side in (-1, 1):
+            self.eye(side * x - person.eye_x)
+        if person.mask:
+            edge = np.maximum(0.055 - y, np.hypot(x / 0.34, (y - 0.26) / 0.3) - 1)
+            self.fill(edge, 0.01, 1.0, (0.72, 0.82, 0.88))
+        if person.glasses != "none":
+            self.glasses()
+        return self.colours
+
+    def mouth(self) -> None:
+        person, y, t = self.person, self.y, self.x / self.person.mouth
+        arch = np.sqrt(np.maximum(1 - t * t, 0))
+        gap = MOUTH_OPENING * person.mouth_open
+        line = MOUTH_Y - 0.028 * person.smile * t * t + 0.25 * gap * np.minimum(t * t, 1)
+        upper, lower = line - 0.1 * gap * arch, line + gap * arch
+        bow = 0.03 * arch * (1 - 0.35 * np.exp(-((self.x / 0.02) ** 2)))
+        outside = np.maximum(np.abs(t) - 1, 0) * person.mouth
+        lips = np.maximum(np.maximum(upper - bow - y, y - lower - 0.042 * arch), outside - 0.001)
+        self.fill(lips, 0.012, 0.7, person.lips)
+        self.fill(np.maximum(lips, y - line), 0.012, 0.35, person.lips * 0.6)  # it faces down
+        inner = np.maximum(np.maximum(upper - y, y - lower), outside)
+        self.fill(inner - 0.003, 0.006, 0.85, (0.16, 0.05, 0.05))
+        if person.mouth_open > 0.12:
+            teeth = np.maximum(inner + 0.004, y - upper - min(0.035, 0.7 * gap))
+            self.fill(np.maximum(teeth, np.abs(t) - 0.85), 0.006, 1.0, (0.9, 0.87, 0.8))
+
+    def eye(self, out: np.ndarray) -> None:
+        """One eye with its brow; `out` is the distance from its centre, towards the ear."""
+        person, t = self.person, out / EYE_HALF_WIDTH
+        arch = np.maximum(1 - t * t, 0)
+        dy = self.y - EYE_Y + 0.06 * out  # outer corners are a little higher
+        top, bottom = -0.042 * arch * person.eye_open, 0.024 * arch * min(person.eye_open, 1.0)
+        shut = np.maximum(np.maximum(top - dy, dy - bottom), (np.abs(t) - 1) * EYE_HALF_WIDTH)
+        radius = np.hypot(out, dy + 0.007)
+        self.fill(shut, 0.006, 1.0, (0.86, 0.83, 0.8))
+        self.fill(np.maximum(shut, radius - 0.036), 0.008, 1.0, person.iris)
+        self.fill(np.maximum(shut, radius - 0.017), 0.004, 1.0, (0.02, 0.02, 0.02))
+        glint = np.hypot(out + 0.012, dy + 0.019) - 0.007
+        self.fill(np.maximum(shut, glint), 0.003, 1.0, (1.0, 1.0, 1.0))
+        within = (np.abs(t) - 1.12) * EYE_HALF_WIDTH
+        lash = np.maximum(np.abs(dy - top + 0.003) - 0.007, within)
+        self.fill(lash, 0.006, 0.9, person.skin * 0.16)
+        crease = np.minimum(np.abs(dy - top + 0.026), np.abs(dy - bottom - 0.002)) - 0.003
+        self.fill(np.maximum(crease, within), 0.01, 0.4, person.skin * 0.42)
+        t = (out - 0.005) / 0.105
+        middle = self.y - EYE_Y + 0.098 - 0.028 * t * t + 0.012 * t
+        brow = np.abs(middle) - np.clip(0.019 - 0.008 * t, 0.006, 0.024)
+        self.fill(np.maximum(brow, (np.abs(t) - 1) * 0.105), 0.016, 0.85, person.hair * 0.55)
+
+    def beard(self) -> None:
+        person, y, across = self.person, self.y, self.across
+        if person.beard == "none":
+            return
+        line = np.abs(y - MOUTH_Y + 0.062 - 0.35 * across**2)
+        region = np.maximum(line - 0.026, across - 0.13)  # a moustache
+        if person.beard != "moustache":
+            cheek_line = 0.12 + 0.3 * np.maximum(0.25 - across, 0)  # lower near the mouth
+            region = np.minimum(region, np.maximum(cheek_line - y, y - 0.56))
+        strength = 0.35 if person.beard == "stubble" else 0.85
+        hairs = 0.1 * noise(self.x * 700 + person.grain, y * 400, 0.5)
+        self.fill(region + 0.08 * hairs, 0.08, strength, person.hair * 0.7)
+
+    def glasses(self) -> None:
+        person, across, y = self.person, self.across, self.y - EYE_Y - 0.012
+        corner, high = (4.0, 0.078) if person.grain > TILE / 2 else (2.2, 0.1)  # square or round
+        away = np.abs((across - person.eye_x) / 0.122) ** corner + np.abs(y / high) ** corner
+        lens = (away ** (1 / corner) - 1) * 0.09
+        bars = np.maximum(np.abs(y + 0.015) - 0.009, np.abs(across - person.eye_x) - 0.25)
+        frame = np.minimum(np.abs(lens) - 0.009, np.maximum(bars, -lens))
+        dark = person.glasses == "sun"
+        self.fill(lens, 0.004, 0.94 if dark else 0.1, (0.08,) * 3 if dark else (0.85,) * 3)
+        self.fill(frame, 0.004, 0.9, person.iris * 0.4)
+
+
+def draw_body(person: Person, light: Light, head: Head, frame: tuple[int, int]) -> Patch | None:
+    """Draw shoulders, arms and legs under a head, where a photograph (width, height) shows them."""
+    size, (x, y), w = head.size, head.neck, person.width
+    x1, y1 = max(x - 1.4 * size, -8), max(y - 0.5 * size, -8)
+    x2, y2 = min(x + 1.4 * size, frame[0] + 8), min(y + 6.4 * size, frame[1] + 8)
+    if x2 - x1 < 3 or y2 - y1 < 3:
+        return None
+    view = View((x1, y1, x2, y2), head.neck, size, max(min(1.0, 70 / size), 12 / size))
+    depth = view.crossings(((0, 0.1, -0.05), (0.21 * w, 0.45, 0.22)))[0]
+    depth = view.melt(depth, ((0, 1.05, 0), (0.7 * w, 0.9, 0.32)), 0.1)
+    depth = view.melt(depth, ((0, 2.1, 0), (0.6 * w, 1.3, 0.32)), 0.15)
+    for side in (-1, 1):
+        depth = view.melt(depth, ((side * 0.45 * w, 0.55, 0), (0.5 * w, 0.3, 0.28)), 0.15)
+        depth = view.melt(depth, ((side * 0.8 * w, 1.5, 0.05), (0.2, 1.2, 0.22)), 0.1)
+        depth = view.melt(depth, ((side * 0.31, 4.3, 0), (0.32, 2.2, 0.3)), 0.1)  # a leg
+    stripes = np.sin(view.y * 28) + np.sin(view.x * 28) * (person.grain % 2 < 1) > 0.2
+    shirt = 1 + 0.3 * stripes * (person.grain % 3 < 1)
+    folds = 1 + 0.1 * noise(view.x * 36 + person.grain, view.y * 36, 1.7)
+    colours = person.shirt * np.float32(shirt * folds)[..., None]
+    paint(colours, inside(2.9 - view.y, 0.04), person.trousers)
+    paint(colours, inside(np.hypot(view.x / 0.28, view.y / 0.36) - 1, 0.1), person.skin)
+    colours *= 1 - 0.5 * _bump(view.x, view.y + 0.12, 0.3, 0.22)[..., None]  # the chin's shade
+    return view.patch(depth, _shade(view, depth, colours, light), np.ones_like(depth))
