@@ -16,18 +16,16 @@ import numpy as np
 DETAIL, SMALLEST = 170, 36  # most and fewest pixels per head unit at which a head is drawn
 TILE = 256  # side of the noise tile
 MISS = -9.0  # depth of a ray that hits nothing
-EYE_Y, EYE_HALF_WIDTH = -0.055, 0.078
+EYE_X, EYE_Y, EYE_HALF_WIDTH = 0.158, -0.055, 0.078
 MOUTH_Y, MOUTH_OPENING = 0.285, 0.095  # line of a closed mouth; gap of a wide open one
 SKIN_TONES = "fde0c8 f3cdb0 e8bc98 dbaa82 c8946c ae7a54 8c5e3e 6c462f 4e3224"  # RGB
 HAIR_TONES = "1c1614 34241a 583a24 825832 ba925a 78361c 969492 d6d4d0"
 IRIS_TONES = "3c2416 54361c 5a6e46 547896 281a14"
-FEMININE, MASCULINE = (
-    "long long fringe bun short veil afro crop",
-    "short short short crop bald long",
-)
+STYLES = "short short crop bald long", "long long fringe bun short veil afro"  # men's, women's
 
 Rng = np.random.Generator
 Ellipsoid = tuple[Sequence[float], Sequence[float]]  # centre, radii
+Colour = np.ndarray | Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -47,24 +45,21 @@ class Person:
     pitch: float
     roll: float
     skin: np.ndarray
-    lips: np.ndarray
     hair: np.ndarray
     iris: np.ndarray
-    cloth: np.ndarray  # hat or veil
     shirt: np.ndarray
-    trousers: np.ndarray
+    cloth: np.ndarray  # trousers, hat, veil
     width: float  # of the head, a factor
     nose: float  # its length, a factor
     eye_open: float  # a factor
     smile: float  # -1 sad, 1 happy
     mouth_open: float  # 0..1
     style: str  # of the hair
-    hat: str = "none"  # none, beanie, brim
+    hat: bool = False
     mask: bool = False
     beard: str = "none"  # none, stubble, full, moustache
     glasses: str = "none"  # none, clear, sun
     grain: float = 0.0  # place in the noise tile
-    eye_x: float = 0.158
 
     @property
     def nose_tip(self) -> tuple[float, float, float]:
@@ -78,7 +73,7 @@ class Person:
     def landmarks(self) -> np.ndarray:
         """(5, 3) float32, head frame: eyes, nose tip, mouth corners, left to right."""
         corner = MOUTH_Y - 0.028 * self.smile + 0.25 * MOUTH_OPENING * self.mouth_open
-        eyes = [(side * self.eye_x, EYE_Y, 0.335) for side in (-1, 1)]
+        eyes = [(side * EYE_X, EYE_Y, 0.335) for side in (-1, 1)]
         corners = [(side * self.mouth, corner, 0.335) for side in (-1, 1)]
         return np.array([*eyes, self.nose_tip, *corners], np.float32)
 
@@ -112,8 +107,9 @@ def random_colour(rng: Rng, low: float = 0.06, high: float = 0.9) -> np.ndarray:
 
 
 def random_light(rng: Rng) -> Light:
+    """Light from above, 12 % of it hard and from the side."""
     direction = np.array([rng.normal(0, 0.55), -abs(rng.normal(0.45, 0.3)), 0.8])
-    if rng.random() < 0.12:  # hard light from the side or from above
+    if rng.random() < 0.12:
         direction[2] = 0.25
     warm, hardness = rng.normal(0, 0.09), rng.uniform(0.35, 0.75)
     key = np.float32([1 + warm, 1, 1 - warm]) * np.float32(1.25 * hardness)
@@ -121,8 +117,8 @@ def random_light(rng: Rng) -> Light:
     return Light(np.float32(direction / np.linalg.norm(direction)), key, sky)
 
 
-def random_person(rng: Rng, *, covered: float = 1.0) -> Person:
-    """A random person; covered scales the chances of mask, sunglasses and hat."""
+def random_person(rng: Rng) -> Person:
+    """A random look and pose."""
     skins, hairs, irises = (
         np.array([list(bytes.fromhex(tone)) for tone in tones.split()], np.float32) / 255
         for tones in (SKIN_TONES, HAIR_TONES, IRIS_TONES)
@@ -131,47 +127,43 @@ def random_person(rng: Rng, *, covered: float = 1.0) -> Person:
     skin = skins[int(tone)] + (skins[int(tone) + 1] - skins[int(tone)]) * np.float32(tone % 1)
     dark_hair = tone > 5 and rng.random() < 0.8
     beards = "none" if feminine else "none none none stubble full moustache"
-    rare = 0.07 * covered
     return Person(
         yaw=float(np.clip(rng.normal(0, 22 if rng.random() < 0.85 else 50), -85, 85)),
         pitch=float(np.clip(rng.normal(2, 9), -28, 32)),
         roll=float(np.clip(rng.normal(0, 9 if rng.random() < 0.92 else 35), -60, 60)),
         skin=skin,
-        lips=skin * np.float32((0.9, 0.62, 0.6) if feminine else (0.88, 0.7, 0.66)),
         hair=hairs[rng.integers(0, 2 if dark_hair else 8)] * np.float32(rng.uniform(0.75, 1.2)),
         iris=irises[rng.integers(0, 5)],
-        cloth=random_colour(rng),
         shirt=random_colour(rng),
-        trousers=random_colour(rng, high=0.5),
+        cloth=random_colour(rng, high=0.6),
         width=float(rng.normal(0.95 if feminine else 1.0, 0.035)),
         nose=float(rng.normal(1, 0.13)),
         eye_open=float(np.clip(rng.normal(0.95, 0.2), 0.12, 1.25)),
         smile=float(np.clip(rng.normal(0.35, 0.45), -0.8, 1.1)),
         mouth_open=float(rng.uniform(0.5, 1) if shouts else max(0, rng.normal(0.02, 0.15))),
-        style=str(rng.choice((FEMININE if feminine else MASCULINE).split())),
-        hat=str(rng.choice(["none", "beanie", "brim"], p=[1 - 2 * rare, rare, rare])),
-        mask=bool(rng.random() < rare),
+        style=str(rng.choice(STYLES[feminine].split())),
+        hat=bool(rng.random() < 0.12),
+        mask=bool(rng.random() < 0.07),
         beard=str(rng.choice(beards.split())),
-        glasses=str(rng.choice(["none", "clear", "sun"], p=[0.84 - rare, 0.16, rare])),
+        glasses=str(rng.choice(["none", "clear", "sun"], p=[0.77, 0.16, 0.07])),
         grain=float(rng.uniform(0, TILE)),
-        eye_x=float(rng.normal(0.158, 0.006)),
     )
 
 
 @cache
-def _tile(power: float) -> np.ndarray:
-    """(TILE, TILE) float32, wraps around, mean 0, deviation 1; a higher power is smoother."""
+def _tile() -> np.ndarray:
+    """(TILE, TILE) float32 fractal noise that wraps around: mean 0, deviation 1."""
     white = np.random.default_rng(20240519).standard_normal((TILE, TILE))
     radius = np.hypot(np.fft.fftfreq(TILE)[:, None], np.fft.fftfreq(TILE)[None])
     radius[0, 0] = np.inf
-    field = np.fft.ifft2(np.fft.fft2(white) / radius**power).real
+    field = np.fft.ifft2(np.fft.fft2(white) / radius**1.2).real
     return ((field - field.mean()) / field.std()).astype(np.float32)
 
 
-def noise(x: np.ndarray, y: np.ndarray, power: float = 1.4) -> np.ndarray:
+def noise(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Fractal noise at x, y (H, W), in tiles of 256 units: mean 0, deviation 1."""
     x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
-    return cv2.remap(_tile(power), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+    return cv2.remap(_tile(), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
 
 
 def inside(distance: np.ndarray, softness: float) -> np.ndarray:
@@ -179,26 +171,22 @@ def inside(distance: np.ndarray, softness: float) -> np.ndarray:
     return np.clip(0.5 - distance / softness, 0, 1)
 
 
-def paint(image: np.ndarray, mask: np.ndarray, colour: np.ndarray | tuple) -> None:
+def paint(image: np.ndarray, mask: np.ndarray, colour: Colour) -> None:
     """Blend a colour (3,) or an image into `image` (H, W, 3) in place by mask (H, W)."""
-    rows = np.flatnonzero(mask.max(axis=1) > 0.004)
-    columns = np.flatnonzero(mask.max(axis=0) > 0.004)
-    if not len(rows):
-        return
-    part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]  # most marks are small
-    colour = np.asarray(colour, np.float32)
-    target = image[part]
-    target += mask[part][..., None] * ((colour if colour.ndim == 1 else colour[part]) - target)
+    if mask.size:
+        x, y, width, height = cv2.boundingRect(np.uint8(mask > 0.004))  # most marks are small
+        part = np.s_[y : y + height, x : x + width]
+        colour = np.asarray(colour, np.float32)
+        target = image[part]
+        target += mask[part][..., None] * ((colour if colour.ndim == 1 else colour[part]) - target)
 
 
 def rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
     """(3, 3) float32, head to camera, angles in degrees: yaw > 0 looks to the image's right, pitch
     > 0 looks down, roll > 0 tilts clockwise."""
-    (cy, cp, cr), (sy, sp, sr) = (f(np.deg2rad([yaw, pitch, roll])) for f in (np.cos, np.sin))
-    around_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    around_x = np.array([[1, 0, 0], [0, cp, sp], [0, -sp, cp]])
-    around_z = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
-    return (around_z @ around_x @ around_y).astype(np.float32)
+    turns = np.deg2rad([(0, 0, roll), (-pitch, 0, 0), (0, yaw, 0)])
+    around_z, around_x, around_y = (cv2.Rodrigues(turn)[0] for turn in turns)
+    return np.float32(around_z @ around_x @ around_y)
 
 
 class View:
@@ -255,22 +243,20 @@ def _shade(view: View, depth: np.ndarray, colours: np.ndarray, light: Light) -> 
     depth, pixel = np.maximum(depth, -0.6), view.pixel
     zy, zx = np.gradient(cv2.GaussianBlur(depth, (0, 0), max(0.01 / pixel, 0.6)), pixel)
     facing = 1 / np.sqrt(zx * zx + zy * zy + 1)
-    nx, ny = -zx * facing, -zy * facing
     dx, dy, dz = (float(part) for part in light.direction)
     # 0.22: light that goes through skin past the edge of the shade
-    diffuse = np.clip((nx * dx + ny * dy + facing * dz + 0.22) / 1.22, 0, 1)
+    diffuse = np.clip((facing * (dz - zx * dx - zy * dy) + 0.22) / 1.22, 0, 1)
     lit, way = np.ones_like(depth), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     for far in (0.06, 0.11, 0.2, 0.34):
         step = np.array([[1, 0, dx * far / pixel], [0, 1, dy * far / pixel]])
         towards = cv2.warpAffine(depth, step, depth.shape[::-1], flags=way, borderMode=1)
         lit = np.minimum(lit, np.clip(1 - (towards - depth - dz * far) / 0.06, 0, 1))
     hollow = cv2.GaussianBlur(depth, (0, 0), 0.07 / pixel) - depth
-    sky = np.clip(1 - 5 * np.maximum(hollow, 0), 0.35, 1) * (0.72 + 0.28 * facing - 0.12 * ny)
+    sky = np.clip(1 - 5 * np.maximum(hollow, 0), 0.35, 1) * (0.72 + facing * (0.28 + 0.12 * zy))
     linear = (diffuse * (0.25 + 0.75 * lit))[..., None] * light.key + sky[..., None] * light.ambient
     linear *= np.clip(colours, 0, 1) ** np.float32(2.2)
-    halfway = np.array([dx, dy, dz + 1]) / math.hypot(dx, dy, dz + 1)
-    glance = np.clip(nx * halfway[0] + ny * halfway[1] + facing * halfway[2], 0, 1) ** 24
-    linear += np.float32(0.05 * glance * lit)[..., None]
+    glance = np.clip(facing * (1 + dz - zx * dx - zy * dy), 0, None) / math.hypot(dx, dy, dz + 1)
+    linear += np.float32(0.05 * glance**24 * lit)[..., None]
     linear /= 1 + np.float32(0.22) * linear * linear  # highlights roll off instead of clipping
     return np.clip(linear, 0, 1) ** np.float32(1 / 2.2)
 
@@ -282,25 +268,27 @@ def draw_head(person: Person, light: Light, centre: Sequence[float], size: float
     view = View(window, centre, size, scale)
     view.rotate = rotation(person.yaw, person.pitch, person.roll)
     face = _face_depth(person, view)
-    outline = np.uint8(_is_face(view, face))
+    _, y, z = view.points(face)
+    outline = np.uint8((face > MISS / 2) & (y > -0.42) & (z > -0.05))  # under the hair, too
     skin, hair, hat = _with_neck(person, view, face), _hair(person, view), _hat(person, view)
-    colours = _Painter(person, view.points(skin), 2 * view.pixel).face()
-    below = np.clip((view.points(skin)[1] - 0.68) / 0.14, 0, 1)  # the neck goes into the body
-    alpha = 1 - below * (skin >= np.maximum(hair, hat))
-    paint(colours, np.float32(hair > skin), _hair_colours(person, view, hair))
+    on_skin = view.points(skin)
+    colours = _Painter(person, on_skin, 2 * view.pixel).face()
+    paint(colours, np.float32(hair > skin), _hair_colours(person, view.points(hair)))
     paint(colours, np.float32(hat > np.maximum(skin, hair)), person.cloth)
-    depth = np.maximum(np.maximum(skin, hair), hat)
-    patch = view.patch(depth, _shade(view, depth, colours, light), alpha)
+    cover = np.maximum(hair, hat)
+    depth = np.maximum(skin, cover)
+    below = np.clip((on_skin[1] - 0.68) / 0.14, 0, 1)  # the neck goes into the body
+    patch = view.patch(depth, _shade(view, depth, colours, light), 1 - below * (skin >= cover))
     points = person.landmarks() @ view.rotate.T
     x, y, width, height = cv2.boundingRect(outline)
     edges = np.array([x, y, x + width, y + height]) * view.pixel * size
-    small = cv2.resize(outline, patch.alpha.shape[::-1], interpolation=cv2.INTER_NEAREST)
+    shape = patch.alpha.shape[::-1]
     return Head(
         patch=patch,
-        face=small > 0,
+        face=cv2.resize(outline, shape, interpolation=cv2.INTER_NEAREST) > 0,
         box=edges + np.tile(view.window[:2], 2),
         landmarks=points[:, :2] * np.float32(size) + np.float32(centre),
-        hidden=_hidden(person, view, points, skin, np.maximum(hair, hat)),
+        hidden=_hidden(person, view, points, skin, cover),
         neck=(view.rotate @ np.float32([0, 0.55, -0.14]))[:2] * size + centre,
         size=size,
     )
@@ -321,19 +309,14 @@ def _face_depth(person: Person, view: View) -> np.ndarray:
     depth = view.melt(depth, ((0, tip_y, tip_z - 0.05), (0.065, 0.045, 0.05)), 0.04)
     depth = view.melt(depth, ((0, MOUTH_Y + opened, 0.345), (0.115, 0.042 + opened, 0.05)), 0.035)
     x, y, z = view.points(depth)
-    depth -= 0.035 * _bump(np.abs(x) - person.eye_x, y - EYE_Y, 0.085, 0.05) * (z > 0)  # sockets
+    depth -= 0.035 * _bump(np.abs(x) - EYE_X, y - EYE_Y, 0.085, 0.05) * (z > 0)  # sockets
     for side in (-1, 1):
-        depth = view.melt(depth, ((side * person.eye_x, EYE_Y, 0.25), (0.07, 0.06, 0.075)), 0.012)
+        depth = view.melt(depth, ((side * EYE_X, EYE_Y, 0.25), (0.07, 0.06, 0.075)), 0.012)
     return depth
 
 
-def _is_face(view: View, face: np.ndarray) -> np.ndarray:
-    """(H, W) bool: the face from hairline to chin and ear to ear, under hair and hat too."""
-    _, y, z = view.points(face)
-    return (face > MISS / 2) & (y > -0.42) & (z > -0.05)
-
-
 def _with_neck(person: Person, view: View, face: np.ndarray) -> np.ndarray:
+    """The face with ears and neck."""
     w = person.width
     for side in (-1, 1):
         face = view.melt(face, ((side * 0.395 * w, 0.0, -0.1), (0.035, 0.115, 0.075)), 0.03)
@@ -354,38 +337,39 @@ def _hair(person: Person, view: View) -> np.ndarray:
     if style == "bun":
         near = view.melt(near, ((0, -0.72, -0.25), (0.17, 0.15, 0.17)), 0.05)
     lift = {"fringe": 0.13, "long": 0.2}.get(style, 0.0)
-    centre, high = (0.04 * math.sin(person.grain), 0.14 + lift, 0.42), 0.6 + 0.2 * (style == "long")
-    enter, leave = view.crossings((centre, (0.36 * w, high, 0.55 if thick < 0.1 else 0.62)))
+    middle = (0.04 * math.sin(person.grain), 0.14 + lift, 0.42)
+    enter, leave = view.crossings((middle, (0.36 * w, 0.6 + lift, 0.55 if thick < 0.1 else 0.62)))
     cut = (near < enter) & (near > leave)  # the inner side of the hair shows there
     near = np.where(cut, np.where(leave > far, leave, MISS), near)
     if style not in ("long", "veil", "afro"):
         _, y, z = view.points(near)
-        low = 0.02 if style == "crop" else 0.28 if style == "fringe" else 0.09
+        low = {"crop": 0.02, "fringe": 0.28}.get(style, 0.09)
         near = np.where(y > low + 0.3 * np.maximum(-z - 0.1, 0), MISS, near)
     return near
 
 
-def _hair_colours(person: Person, view: View, hair: np.ndarray) -> np.ndarray:
-    """(H, W, 3): strands that fall from the crown, curls, or a veil."""
-    x, y, z = view.points(hair)
+def _hair_colours(person: Person, points: np.ndarray) -> np.ndarray:
+    """(H, W, 3): strands that fall from the crown, or curls; folds of a veil."""
+    x, y, z = points
     if person.style == "veil":
-        return person.cloth * (1 + 0.07 * noise(x * 60, y * 30 + z * 40, 1.6))[..., None]
+        return person.cloth * (1 + 0.07 * noise(x * 60, y * 30 + z * 40))[..., None]
+    strands = noise(np.arctan2(x, z + 0.5) * 240 + person.grain, y * 22)
     if person.style in ("afro", "crop"):
-        return person.hair * (1 + 0.2 * noise(x * 420, y * 420 + z * 200, 0.4))[..., None]
-    angle = np.arctan2(x, z + 0.5) * 110 + person.grain
-    strands = 0.3 * noise(angle * 2.2, y * 22, 0.8) + 0.15 * noise(angle * 0.5, y * 14)
-    return person.hair * np.clip(1 + strands, 0.3, 1.9)[..., None]
+        strands = noise(x * 900, y * 900 + z * 400)
+    return person.hair * np.clip(1 + 0.3 * strands, 0.3, 1.9)[..., None]
 
 
 def _hat(person: Person, view: View) -> np.ndarray:
-    if person.hat == "none":
+    """Depth (H, W) of a cap with a brim, or MISS."""
+    if not person.hat:
         return np.full_like(view.x, MISS)
     crown = view.crossings(((0, -0.2, -0.14), (0.46 * person.width, 0.58, 0.58)))[0]
     _, y, z = view.points(crown)
-    crown = np.where(y < -0.36 + 0.12 * (z < -0.2) - 0.12 * z, crown, MISS)
-    if person.hat == "brim":
-        crown = np.maximum(crown, view.crossings(((0, -0.36, -0.1), (0.7, 0.03, 0.75)))[0])
-    return crown
+    crown = np.where(y < -0.36 - 0.12 * z, crown, MISS)
+    brim = 0.0 if person.grain < TILE / 2 else 0.22
+    return np.maximum(
+        crown, view.crossings(((0, -0.36, -0.1), (0.48 + brim, 0.03, 0.53 + brim)))[0]
+    )
 
 
 def _hidden(
@@ -415,12 +399,10 @@ class _Painter:
         mottle = noise(self.x * 90 + person.grain, self.y * 90)
         self.colours = np.float32(person.skin * (1 + 0.04 * mottle)[..., None])
 
-    def tint(self, strength: np.ndarray, colour: np.ndarray | tuple) -> None:
+    def tint(self, strength: np.ndarray, colour: Colour) -> None:
         paint(self.colours, strength * self.front, colour)
 
-    def fill(
-        self, distance: np.ndarray, soft: float, strength: float, colour: np.ndarray | tuple
-    ) -> None:
+    def fill(self, distance: np.ndarray, soft: float, strength: float, colour: Colour) -> None:
         """Paint where distance < 0, with an edge at least `soft` wide."""
         self.tint(inside(distance, self.soft + soft) * strength, colour)
 
@@ -431,8 +413,8 @@ class _Painter:
         red = 0.35 * _bump(across - 0.2, y - 0.12, 0.11, 0.1) + 0.3 * _bump(x, tip_y, 0.08, 0.07)
         self.tint(red, person.skin * (1.0, 0.72, 0.68))
         fold = across - 0.085 - 0.42 * np.maximum(y - 0.12, 0)  # from the nose past the mouth
-        dark = (0.18 + 0.25 * max(person.smile, -0.7)) * _bump(fold, y - 0.2, 0.014, 0.075)
-        dark += 0.42 * _bump(across - person.eye_x, y - EYE_Y, 0.11, 0.065)
+        dark = (0.2 + 0.2 * person.smile) * _bump(fold, y - 0.2, 0.014, 0.075)
+        dark += 0.42 * _bump(across - EYE_X, y - EYE_Y, 0.11, 0.065)
         dark += 0.25 * _bump(x, y - MOUTH_Y - 0.085 - 0.08 * person.mouth_open, 0.1, 0.025)
         self.tint(np.clip(dark, 0, 1), person.skin * (0.72, 0.62, 0.6))
         self.beard()
@@ -441,7 +423,7 @@ class _Painter:
         self.tint(0.45 * _bump(x, tip_y - 0.05, 0.07, 0.02), person.skin * 0.5)
         self.mouth()
         for side in (-1, 1):
-            self.eye(side * x - person.eye_x)
+            self.eye(side * x - EYE_X)
         if person.mask:
             edge = np.maximum(0.055 - y, np.hypot(x / 0.34, (y - 0.26) / 0.3) - 1)
             self.fill(edge, 0.01, 1.0, (0.72, 0.82, 0.88))
@@ -455,11 +437,11 @@ class _Painter:
         gap = MOUTH_OPENING * person.mouth_open
         line = MOUTH_Y - 0.028 * person.smile * t * t + 0.25 * gap * np.minimum(t * t, 1)
         upper, lower = line - 0.1 * gap * arch, line + gap * arch
-        bow = 0.03 * arch * (1 - 0.35 * np.exp(-((self.x / 0.02) ** 2)))
         outside = np.maximum(np.abs(t) - 1, 0) * person.mouth
-        lips = np.maximum(np.maximum(upper - bow - y, y - lower - 0.042 * arch), outside - 0.001)
-        self.fill(lips, 0.012, 0.7, person.lips)
-        self.fill(np.maximum(lips, y - line), 0.012, 0.35, person.lips * 0.6)  # it faces down
+        lips = np.maximum(upper - 0.027 * arch - y, y - lower - 0.042 * arch)
+        lips, red = np.maximum(lips, outside - 0.001), person.skin * (0.9, 0.64, 0.62)
+        self.fill(lips, 0.012, 0.7, red)
+        self.fill(np.maximum(lips, y - line), 0.012, 0.35, red * 0.6)  # the upper one faces down
         inner = np.maximum(np.maximum(upper - y, y - lower), outside)
         self.fill(inner - 0.003, 0.006, 0.85, (0.16, 0.05, 0.05))
         if person.mouth_open > 0.12:
@@ -479,11 +461,10 @@ class _Painter:
         self.fill(np.maximum(shut, radius - 0.017), 0.004, 1.0, (0.02, 0.02, 0.02))
         glint = np.hypot(out + 0.012, dy + 0.019) - 0.007
         self.fill(np.maximum(shut, glint), 0.003, 1.0, (1.0, 1.0, 1.0))
-        within = (np.abs(t) - 1.12) * EYE_HALF_WIDTH
-        lash = np.maximum(np.abs(dy - top + 0.003) - 0.007, within)
-        self.fill(lash, 0.006, 0.9, person.skin * 0.16)
-        crease = np.minimum(np.abs(dy - top + 0.026), np.abs(dy - bottom - 0.002)) - 0.003
-        self.fill(np.maximum(crease, within), 0.01, 0.4, person.skin * 0.42)
+        lids = np.minimum(np.abs(dy - top + 0.003) - 0.007, np.abs(dy - bottom) - 0.002)
+        self.fill(
+            np.maximum(lids, (np.abs(t) - 1.12) * EYE_HALF_WIDTH), 0.006, 0.9, person.skin * 0.2
+        )
         t = (out - 0.005) / 0.105
         middle = self.y - EYE_Y + 0.098 - 0.028 * t * t + 0.012 * t
         brow = np.abs(middle) - np.clip(0.019 - 0.008 * t, 0.006, 0.024)
@@ -491,27 +472,24 @@ class _Painter:
 
     def beard(self) -> None:
         person, y, across = self.person, self.y, self.across
-        if person.beard == "none":
-            return
-        line = np.abs(y - MOUTH_Y + 0.062 - 0.35 * across**2)
-        region = np.maximum(line - 0.026, across - 0.13)  # a moustache
-        if person.beard != "moustache":
-            cheek_line = 0.12 + 0.3 * np.maximum(0.25 - across, 0)  # lower near the mouth
+        region = np.maximum(np.abs(y - MOUTH_Y + 0.062 - 0.35 * across**2) - 0.026, across - 0.13)
+        if person.beard in ("stubble", "full"):  # besides a moustache; lower near the mouth
+            cheek_line = 0.12 + 0.3 * np.maximum(0.25 - across, 0)
             region = np.minimum(region, np.maximum(cheek_line - y, y - 0.56))
-        strength = 0.35 if person.beard == "stubble" else 0.85
-        hairs = 0.1 * noise(self.x * 700 + person.grain, y * 400, 0.5)
-        self.fill(region + 0.08 * hairs, 0.08, strength, person.hair * 0.7)
+        region += 0.008 * noise(self.x * 700, y * 400)
+        strength = {"none": 0.0, "stubble": 0.35}.get(person.beard, 0.85)
+        self.fill(region, 0.08, strength, person.hair * 0.7)
 
     def glasses(self) -> None:
-        person, across, y = self.person, self.across, self.y - EYE_Y - 0.012
-        corner, high = (4.0, 0.078) if person.grain > TILE / 2 else (2.2, 0.1)  # square or round
-        away = np.abs((across - person.eye_x) / 0.122) ** corner + np.abs(y / high) ** corner
+        across, y = self.across, self.y - EYE_Y - 0.012
+        corner, high = (4.0, 0.078) if self.person.grain > TILE / 2 else (2.2, 0.1)  # or round
+        away = np.abs((across - EYE_X) / 0.122) ** corner + np.abs(y / high) ** corner
         lens = (away ** (1 / corner) - 1) * 0.09
-        bars = np.maximum(np.abs(y + 0.015) - 0.009, np.abs(across - person.eye_x) - 0.25)
+        bars = np.maximum(np.abs(y + 0.015) - 0.009, np.abs(across - EYE_X) - 0.25)
         frame = np.minimum(np.abs(lens) - 0.009, np.maximum(bars, -lens))
-        dark = person.glasses == "sun"
+        dark = self.person.glasses == "sun"
         self.fill(lens, 0.004, 0.94 if dark else 0.1, (0.08,) * 3 if dark else (0.85,) * 3)
-        self.fill(frame, 0.004, 0.9, person.iris * 0.4)
+        self.fill(frame, 0.004, 0.9, self.person.iris * 0.4)
 
 
 def draw_body(person: Person, light: Light, head: Head, frame: tuple[int, int]) -> Patch | None:
@@ -530,10 +508,11 @@ def draw_body(person: Person, light: Light, head: Head, frame: tuple[int, int]) 
         depth = view.melt(depth, ((side * 0.8 * w, 1.5, 0.05), (0.2, 1.2, 0.22)), 0.1)
         depth = view.melt(depth, ((side * 0.31, 4.3, 0), (0.32, 2.2, 0.3)), 0.1)  # a leg
     stripes = np.sin(view.y * 28) + np.sin(view.x * 28) * (person.grain % 2 < 1) > 0.2
-    shirt = 1 + 0.3 * stripes * (person.grain % 3 < 1)
-    folds = 1 + 0.1 * noise(view.x * 36 + person.grain, view.y * 36, 1.7)
-    colours = person.shirt * np.float32(shirt * folds)[..., None]
-    paint(colours, inside(2.9 - view.y, 0.04), person.trousers)
+    folds = 0.1 * noise(view.x * 36 + person.grain, view.y * 36)
+    colours = (
+        person.shirt * np.float32(1 + 0.3 * stripes * (person.grain % 3 < 1) + folds)[..., None]
+    )
+    paint(colours, inside(2.9 - view.y, 0.04), person.cloth)
     paint(colours, inside(np.hypot(view.x / 0.28, view.y / 0.36) - 1, 0.1), person.skin)
     colours *= 1 - 0.5 * _bump(view.x, view.y + 0.12, 0.3, 0.22)[..., None]  # the chin's shade
     return view.patch(depth, _shade(view, depth, colours, light), np.ones_like(depth))
