@@ -18,48 +18,69 @@ TILE = 256  # side of the noise tile
 MISS = -9.0  # depth of a ray that hits nothing
 EYE_X, EYE_Y, EYE_HALF_WIDTH = 0.158, -0.055, 0.078
 MOUTH_Y, MOUTH_OPENING = 0.285, 0.095  # line of a closed mouth; gap of a wide open one
-SKIN_TONES = "fde0c8 f3cdb0 e8bc98 dbaa82 c8946c ae7a54 8c5e3e 6c462f 4e3224"  # RGB
-HAIR_TONES = "1c1614 34241a 583a24 825832 ba925a 78361c 969492 d6d4d0"
-IRIS_TONES = "3c2416 54361c 5a6e46 547896 281a14"
-STYLES = "short short crop bald long", "long long fringe bun short veil afro"  # men's, women's
+SKIN_TONES, HAIR_TONES, IRIS_TONES = (
+    np.array([list(bytes.fromhex(tone)) for tone in tones.split()], np.float32) / 255  # RGB
+    for tones in (
+        "fde0c8 f3cdb0 e8bc98 dbaa82 c8946c ae7a54 8c5e3e 6c462f 4e3224",
+        "1c1614 34241a 583a24 825832 ba925a 78361c 969492 d6d4d0",
+        "3c2416 54361c 5a6e46 547896 281a14",
+    )
+)
+HAIR_STYLES = "short short crop bald long", "long long fringe bun short veil afro"
 
 Rng = np.random.Generator
 Ellipsoid = tuple[Sequence[float], Sequence[float]]  # centre, radii
 Colour = np.ndarray | Sequence[float]
 
 
-@dataclass(frozen=True)
+def random_colour(rng: Rng, low: float = 0.06, high: float = 0.9) -> np.ndarray:
+    """(3,) float32 of a thing."""
+    return np.float32(np.clip(rng.uniform(low, high) + rng.normal(0, 0.14, 3), 0.03, 0.96))
+
+
 class Light:
-    """One key light and the sky, (3,) RGB in linear light."""
+    """A random key light and the sky; colours are (3,) RGB in linear light."""
 
-    direction: np.ndarray  # (3,) unit, camera frame, from the scene towards the light
-    key: np.ndarray
-    ambient: np.ndarray
+    def __init__(self, rng: Rng) -> None:
+        """Light from above; one in eight is hard and from the side."""
+        direction = np.array([rng.normal(0, 0.55), -abs(rng.normal(0.45, 0.3)), 0.8])
+        if rng.random() < 0.12:
+            direction[2] = 0.25
+        warm, hardness = rng.normal(0, 0.09), rng.uniform(0.35, 0.75)
+        # unit, camera frame, from the scene towards the light
+        self.direction = np.float32(direction / np.linalg.norm(direction))
+        self.key = np.float32([1 + warm, 1, 1 - warm]) * np.float32(1.25 * hardness)
+        self.ambient = np.float32([1 - warm, 1, 1 + warm]) * np.float32(1.05 - 0.95 * hardness)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Person:
-    """The look of one person. Lengths are head units, colours (3,) RGB in 0..1."""
+    """A random look and pose. Lengths are head units, colours (3,) RGB in 0..1."""
 
-    yaw: float  # degrees, see rotation
-    pitch: float
-    roll: float
-    skin: np.ndarray
-    hair: np.ndarray
-    iris: np.ndarray
-    shirt: np.ndarray
-    cloth: np.ndarray  # trousers, hat, veil
-    width: float  # of the head, a factor
-    nose: float  # its length, a factor
-    eye_open: float  # a factor
-    smile: float  # -1 sad, 1 happy
-    mouth_open: float  # 0..1
-    style: str  # of the hair
-    hat: bool = False
-    mask: bool = False
-    beard: str = "none"  # none, stubble, full, moustache
-    glasses: str = "none"  # none, clear, sun
-    grain: float = 0.0  # place in the noise tile
+    def __init__(self, rng: Rng) -> None:
+        feminine = rng.random() < 0.5
+        self.yaw = float(np.clip(rng.normal(0, 22 if rng.random() < 0.85 else 50), -85, 85))
+        self.pitch = float(np.clip(rng.normal(2, 9), -28, 32))  # degrees, see rotation
+        self.roll = float(np.clip(rng.normal(0, 9 if rng.random() < 0.92 else 35), -60, 60))
+        tone = rng.uniform(0, len(SKIN_TONES) - 1)
+        dark_hair = tone > 5 and rng.random() < 0.8
+        low, high = SKIN_TONES[int(tone)], SKIN_TONES[int(tone) + 1]
+        self.skin = low + (high - low) * np.float32(tone % 1)
+        self.hair = HAIR_TONES[rng.integers(0, 2 if dark_hair else len(HAIR_TONES))]
+        self.iris = IRIS_TONES[rng.integers(0, len(IRIS_TONES))]
+        self.shirt = random_colour(rng)
+        self.cloth = random_colour(rng, high=0.6)  # trousers, hat, veil
+        self.width = float(rng.normal(0.95 if feminine else 1.0, 0.035))  # of the head, a factor
+        self.nose = float(rng.normal(1, 0.13))  # its length, a factor
+        self.eye_open = float(np.clip(rng.normal(0.95, 0.2), 0.12, 1.25))  # a factor
+        self.smile = float(np.clip(rng.normal(0.35, 0.45), -0.8, 1.1))  # -1 sad, 1 happy
+        shouts = rng.random() < 0.12
+        self.mouth_open = float(rng.uniform(0.5, 1) if shouts else abs(rng.normal(0, 0.1)))  # 0..1
+        self.style = str(rng.choice(HAIR_STYLES[feminine].split()))
+        self.hat, self.mask = (bool(rng.random() < odds) for odds in (0.12, 0.07))
+        beards = "none" if feminine else "none none none stubble full moustache"
+        self.beard = str(rng.choice(beards.split()))
+        self.glasses = str(rng.choice(["none", "clear", "sun"], p=[0.77, 0.16, 0.07]))
+        self.grain = float(rng.uniform(0, TILE))  # place in the noise tile
 
     @property
     def nose_tip(self) -> tuple[float, float, float]:
@@ -99,55 +120,6 @@ class Head:
     hidden: np.ndarray  # (5,) bool: behind the head's own parts, mask or sunglasses
     neck: np.ndarray  # (2,) where the shoulders begin
     size: float  # pixels per head unit
-
-
-def random_colour(rng: Rng, low: float = 0.06, high: float = 0.9) -> np.ndarray:
-    """(3,) float32 of a thing."""
-    return np.float32(np.clip(rng.uniform(low, high) + rng.normal(0, 0.14, 3), 0.03, 0.96))
-
-
-def random_light(rng: Rng) -> Light:
-    """Light from above, 12 % of it hard and from the side."""
-    direction = np.array([rng.normal(0, 0.55), -abs(rng.normal(0.45, 0.3)), 0.8])
-    if rng.random() < 0.12:
-        direction[2] = 0.25
-    warm, hardness = rng.normal(0, 0.09), rng.uniform(0.35, 0.75)
-    key = np.float32([1 + warm, 1, 1 - warm]) * np.float32(1.25 * hardness)
-    sky = np.float32([1 - warm, 1, 1 + warm]) * np.float32(1.05 - 0.95 * hardness)
-    return Light(np.float32(direction / np.linalg.norm(direction)), key, sky)
-
-
-def random_person(rng: Rng) -> Person:
-    """A random look and pose."""
-    skins, hairs, irises = (
-        np.array([list(bytes.fromhex(tone)) for tone in tones.split()], np.float32) / 255
-        for tones in (SKIN_TONES, HAIR_TONES, IRIS_TONES)
-    )
-    feminine, tone, shouts = rng.random() < 0.5, rng.uniform(0, 8), rng.random() < 0.12
-    skin = skins[int(tone)] + (skins[int(tone) + 1] - skins[int(tone)]) * np.float32(tone % 1)
-    dark_hair = tone > 5 and rng.random() < 0.8
-    beards = "none" if feminine else "none none none stubble full moustache"
-    return Person(
-        yaw=float(np.clip(rng.normal(0, 22 if rng.random() < 0.85 else 50), -85, 85)),
-        pitch=float(np.clip(rng.normal(2, 9), -28, 32)),
-        roll=float(np.clip(rng.normal(0, 9 if rng.random() < 0.92 else 35), -60, 60)),
-        skin=skin,
-        hair=hairs[rng.integers(0, 2 if dark_hair else 8)] * np.float32(rng.uniform(0.75, 1.2)),
-        iris=irises[rng.integers(0, 5)],
-        shirt=random_colour(rng),
-        cloth=random_colour(rng, high=0.6),
-        width=float(rng.normal(0.95 if feminine else 1.0, 0.035)),
-        nose=float(rng.normal(1, 0.13)),
-        eye_open=float(np.clip(rng.normal(0.95, 0.2), 0.12, 1.25)),
-        smile=float(np.clip(rng.normal(0.35, 0.45), -0.8, 1.1)),
-        mouth_open=float(rng.uniform(0.5, 1) if shouts else max(0, rng.normal(0.02, 0.15))),
-        style=str(rng.choice(STYLES[feminine].split())),
-        hat=bool(rng.random() < 0.12),
-        mask=bool(rng.random() < 0.07),
-        beard=str(rng.choice(beards.split())),
-        glasses=str(rng.choice(["none", "clear", "sun"], p=[0.77, 0.16, 0.07])),
-        grain=float(rng.uniform(0, TILE)),
-    )
 
 
 @cache
@@ -355,7 +327,7 @@ def _hair_colours(person: Person, points: np.ndarray) -> np.ndarray:
         return person.cloth * (1 + 0.07 * noise(x * 60, y * 30 + z * 40))[..., None]
     strands = noise(np.arctan2(x, z + 0.5) * 240 + person.grain, y * 22)
     if person.style in ("afro", "crop"):
-        strands = noise(x * 900, y * 900 + z * 400)
+        strands = 0.5 * noise(x * 400, y * 400 + z * 200)
     return person.hair * np.clip(1 + 0.3 * strands, 0.3, 1.9)[..., None]
 
 
@@ -492,14 +464,11 @@ class _Painter:
         self.fill(frame, 0.004, 0.9, self.person.iris * 0.4)
 
 
-def draw_body(person: Person, light: Light, head: Head, frame: tuple[int, int]) -> Patch | None:
-    """Draw shoulders, arms and legs under a head, where a photograph (width, height) shows them."""
+def draw_body(person: Person, light: Light, head: Head) -> Patch:
+    """Draw shoulders, arms and legs under a head."""
     size, (x, y), w = head.size, head.neck, person.width
-    x1, y1 = max(x - 1.4 * size, -8), max(y - 0.5 * size, -8)
-    x2, y2 = min(x + 1.4 * size, frame[0] + 8), min(y + 6.4 * size, frame[1] + 8)
-    if x2 - x1 < 3 or y2 - y1 < 3:
-        return None
-    view = View((x1, y1, x2, y2), head.neck, size, max(min(1.0, 70 / size), 12 / size))
+    window = (x - 1.4 * size, y - 0.5 * size, x + 1.4 * size, y + 6.4 * size)
+    view = View(window, head.neck, size, max(min(1.0, 70 / size), 12 / size))
     depth = view.crossings(((0, 0.1, -0.05), (0.21 * w, 0.45, 0.22)))[0]
     depth = view.melt(depth, ((0, 1.05, 0), (0.7 * w, 0.9, 0.32)), 0.1)
     depth = view.melt(depth, ((0, 2.1, 0), (0.6 * w, 1.3, 0.32)), 0.15)

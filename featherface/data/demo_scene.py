@@ -1,9 +1,8 @@
 """One synthetic photograph: a place, the people in it, what covers them, what the camera does."""
 
 import math
-import string
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -20,8 +19,6 @@ from featherface.data.demo_person import (
     noise,
     paint,
     random_colour,
-    random_light,
-    random_person,
 )
 
 SMALLEST_FACE = 8.0  # pixels high
@@ -100,7 +97,7 @@ def make_photo(*, seed: int, split: int, index: int, size: int) -> Photo:
     kind = _kind_of(index, rng)
     aspect, long = ASPECTS[rng.integers(0, len(ASPECTS))], size * rng.uniform(0.8, 1.15)
     width, height = round(long * min(aspect, 1.0)), round(long / max(aspect, 1.0))
-    light = random_light(rng)
+    light = Light(rng)
     owner = np.full((height, width), NOBODY, np.int32)
     scene = _Scene(_background(width, height, rng, light), owner, light)
     for x, y, face in _positions(kind, width, height, rng):
@@ -146,24 +143,19 @@ def _positions(kind: str, width: int, height: int, rng: Rng) -> list[tuple[float
     return sorted(chosen, key=lambda place: place[1 if kind == "group" else 2])
 
 
-def _add_person(scene: _Scene, centre: tuple[float, float], face: float, rng: Rng) -> None:
-    """Draw one person; some are turned away, in the shade, or half hidden by a thing."""
-    person, light = random_person(rng), scene.light
+def _add_person(scene: _Scene, centre: tuple[float, float], size: float, rng: Rng) -> None:
+    """Draw one person; some are turned away or half hidden by a thing."""
+    person = Person(rng)
     away = rng.random() < 0.06
     if away:
-        person = replace(person, yaw=float(rng.uniform(150, 210)))
-    if rng.random() < 0.08:  # stands in the shade
-        light = replace(light, key=light.key * np.float32(rng.uniform(0.25, 0.6)))
-    head = draw_head(person, light, centre, face)
-    body = draw_body(person, light, head, (scene.owner.shape[1], scene.owner.shape[0]))
-    for patch in (body, head.patch):
-        if patch is not None:
-            scene.add(patch)
-    if away:
-        return
-    scene.claim(person, head)
-    if rng.random() < (0.12 if face > 20 else 0.02):
-        scene.add(_thing(head.box, rng))
+        person.yaw = float(rng.uniform(150, 210))
+    head = draw_head(person, scene.light, centre, size)
+    scene.add(draw_body(person, scene.light, head))
+    scene.add(head.patch)
+    if not away:
+        scene.claim(person, head)
+        if rng.random() < (0.12 if size > 20 else 0.02):
+            scene.add(_thing(head.box, rng))
 
 
 def _thing(box: np.ndarray, rng: Rng) -> Patch:
@@ -187,34 +179,30 @@ def _background(width: int, height: int, rng: Rng, light: Light) -> np.ndarray:
     image = np.repeat(top + ramp * (bottom - top), width, axis=1)
     if place == "street":
         image[int(height * rng.uniform(0.4, 0.8)) :] = random_colour(rng, 0.3, 0.6)
-    fine = _field(width, height, rng, grain=float(rng.uniform(0.3, 1.2)), power=0.9)
-    broad = _field(width, height, rng, grain=0.15, power=1.7)
-    rough = 0.3 if place == "foliage" else 0.03
     if place == "foliage":
         image[:] = np.float32([0.25, 0.4, 0.16]) * np.float32(rng.uniform(0.6, 1.5, 3))
+    fine, broad = (
+        _field(width, height, rng, grain=grain) for grain in (rng.uniform(0.3, 1.5), 0.1)
+    )
+    rough = 0.35 if place == "foliage" else 0.04
     image *= np.exp(rough * fine + max(rough, 0.08) * broad)[..., None]
     if place == "lights":
         for _ in range(rng.integers(12, 60)):
-            at, radius = (
-                (int(rng.integers(0, width)), int(rng.integers(0, height))),
-                rng.integers(2, 20),
-            )
-            cv2.circle(image, at, int(radius), random_colour(rng, 0.3, 0.9).tolist(), -1)
+            x, y, radius = (int(value) for value in rng.integers((0, 0, 2), (width, height, 20)))
+            cv2.circle(image, (x, y), radius, random_colour(rng, 0.3, 0.9).tolist(), -1)
         image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(2, 6)))
     for _ in range(rng.integers(3, 12) if place in ("street", "room") else rng.integers(0, 3)):
         _add_panel(image, rng)
-    if rng.random() < 0.5:
-        _add_sign(image, rng)
     if rng.random() < 0.6:  # out of focus behind the people
         image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.6, 5)))
     level = (light.key * np.float32(0.75) + light.ambient) / 2 + np.float32(0.2)
     return np.clip(image * np.clip(level, 0.35, 1.15), 0, 1)
 
 
-def _field(width: int, height: int, rng: Rng, *, grain: float, power: float) -> np.ndarray:
+def _field(width: int, height: int, rng: Rng, *, grain: float) -> np.ndarray:
     """(height, width) noise at a random place of the tile; grain: tile units per pixel."""
     x0, y0 = rng.uniform(0, 256, 2)
-    return noise(*np.meshgrid(np.arange(width) * grain + x0, np.arange(height) * grain + y0), power)
+    return noise(*np.meshgrid(np.arange(width) * grain + x0, np.arange(height) * grain + y0))
 
 
 def _add_panel(image: np.ndarray, rng: Rng) -> None:
@@ -234,43 +222,25 @@ def _add_panel(image: np.ndarray, rng: Rng) -> None:
             cv2.rectangle(image, (left, up), corner, shown.tolist(), -1)
 
 
-def _add_sign(image: np.ndarray, rng: Rng) -> None:
-    letters = "".join(rng.choice(list(string.ascii_uppercase + string.digits), rng.integers(2, 8)))
-    at = (int(rng.integers(0, image.shape[1])), int(rng.integers(20, image.shape[0])))
-    ink, scale = np.zeros(image.shape[:2], np.uint8), float(rng.uniform(0.4, 3))  # bytes, for cv2
-    cv2.putText(ink, letters, at, cv2.FONT_HERSHEY_DUPLEX, scale, 255, max(1, int(2 * scale)))
-    paint(image, np.float32(ink / 255), random_colour(rng))
-
-
 def _camera(image: np.ndarray, rng: Rng, *, steady: bool) -> tuple[np.ndarray, float]:
-    """Blur, exposure, colour, shadows, noise; also the blur's radius in pixels."""
-    image, softness = _blur(image, rng, steady=steady)
-    contrast, bright = float(rng.normal(1.05, 0.12)), float(rng.normal(0.02, 0.05))
-    image = (np.clip(image, 0, 1) ** float(np.exp(rng.normal(0, 0.16))) - 0.5) * contrast
-    image += 0.5 + bright
+    """Blur, contrast, colour, shadows, noise; also the blur's radius in pixels.
+
+    steady: blur less, as small faces would be lost.
+    """
+    softness = float(rng.uniform(1.2, 3.5) if rng.random() < 0.14 else abs(rng.normal(0.35, 0.35)))
+    softness = max(softness * (0.5 if steady else 1.0), 0.2)
+    image = cv2.GaussianBlur(image, (0, 0), softness)
+    gamma, contrast = float(np.exp(rng.normal(0, 0.16))), float(rng.normal(1.05, 0.12))
+    image = (np.clip(image, 0, 1) ** gamma - 0.5) * contrast + float(rng.normal(0.52, 0.05))
     grey = image.mean(axis=2, keepdims=True)
     saturation = 0.0 if rng.random() < 0.05 else float(np.clip(rng.normal(0.85, 0.18), 0.2, 1.3))
     image = grey + (image - grey) * saturation * np.float32(rng.normal(1, 0.04, 3))
     height, width = image.shape[:2]
     if rng.random() < 0.2:  # the shadow of a tree or a window over everything
-        edge = inside(_field(width, height, rng, grain=0.2, power=1.8), 0.3)
+        edge = inside(_field(width, height, rng, grain=0.2), 0.3)
         image *= (1 - float(rng.uniform(0.2, 0.55)) * edge)[..., None]
     grain = rng.standard_normal((height, width, 3), dtype=np.float32)
     return image + grain * np.float32(abs(rng.normal(0, 0.018))), softness
-
-
-def _blur(image: np.ndarray, rng: Rng, *, steady: bool) -> tuple[np.ndarray, float]:
-    """Out of focus and, unless steady, sometimes moved; small faces would be lost otherwise."""
-    softness = float(rng.uniform(1.2, 3.0) if rng.random() < 0.1 else abs(rng.normal(0.35, 0.35)))
-    softness *= 0.5 if steady else 1.0
-    image = cv2.GaussianBlur(image, (0, 0), max(softness, 0.2))
-    if rng.random() < 0.14 and not steady:
-        length = int(rng.integers(4, 13))
-        line, end = np.zeros((length, length), np.float32), int(rng.integers(0, length))
-        cv2.line(line, (end, 0), (length - 1 - end, length - 1), 1.0, 1)
-        image = cv2.filter2D(image, -1, line / line.sum(), borderType=cv2.BORDER_REFLECT)
-        softness += length / 4
-    return image, softness
 
 
 def _annotate(scene: _Scene, softness: float) -> Iterator[Face]:
