@@ -28,8 +28,7 @@ REAL_DATA, RESULTS = Path("data/widerface"), Path("results/v2")
 RECORD = RESULTS / "notebook_config.json"
 TEACHERS = (Path("weights/featherface_v1.pth"), Path("weights/v1/FeatherFaceV1_final.pth"))
 MOST_QUICK_PHOTOS = 800  # of real ones, to train on in quick mode
-# Minutes have no time for more: small crops, no mixing, batch norms estimated at the end; the same
-# recipe as scripts/demo.py.
+# Minutes have no time for more: small crops, no mixing, batch norms estimated at the end.
 SHORT: dict[str, Any] = {
     "epochs": 5,
     "image_size": 160,
@@ -228,7 +227,7 @@ def _check(settings: Mapping[str, Any]) -> None:
 
 
 def demo_folder(photos: tuple[int, int]) -> Path:
-    """data/demo holds scripts/demo.py's set; sets of other sizes lie beside it."""
+    """data/demo is the usual set; a set of another size has its own folder."""
     train, val = photos
     return Path("data/demo") if (train, val) == (400, 40) else Path(f"data/demo_{train}_{val}")
 
