@@ -30,7 +30,7 @@ HAIR_STYLES = "short short crop bald long", "long long fringe bun short veil afr
 
 Rng = np.random.Generator
 Ellipsoid = tuple[Sequence[float], Sequence[float]]  # centre, radii
-Colour = np.ndarray | Sequence[float]
+Vector = np.ndarray | Sequence[float]  # a colour, a point
 
 
 def random_colour(rng: Rng, low: float = 0.06, high: float = 0.9) -> np.ndarray:
@@ -49,8 +49,10 @@ class Light:
         warm, hardness = rng.normal(0, 0.09), rng.uniform(0.35, 0.75)
         # unit, camera frame, from the scene towards the light
         self.direction = np.float32(direction / np.linalg.norm(direction))
-        self.key = np.float32([1 + warm, 1, 1 - warm]) * np.float32(1.25 * hardness)
-        self.ambient = np.float32([1 - warm, 1, 1 + warm]) * np.float32(1.05 - 0.95 * hardness)
+        self.key = np.array([1 + warm, 1, 1 - warm], np.float32) * np.float32(1.25 * hardness)
+        self.ambient = np.array([1 - warm, 1, 1 + warm], np.float32) * np.float32(
+            1.05 - 0.95 * hardness
+        )
 
 
 class Person:
@@ -143,7 +145,7 @@ def inside(distance: np.ndarray, softness: float) -> np.ndarray:
     return np.clip(0.5 - distance / softness, 0, 1)
 
 
-def paint(image: np.ndarray, mask: np.ndarray, colour: Colour) -> None:
+def paint(image: np.ndarray, mask: np.ndarray, colour: Vector) -> None:
     """Blend a colour (3,) or an image into `image` (H, W, 3) in place by mask (H, W)."""
     if mask.size:
         x, y, width, height = cv2.boundingRect(np.uint8(mask > 0.004))  # most marks are small
@@ -164,9 +166,7 @@ def rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
 class View:
     """Parallel rays through a window of the photograph, in head units around `centre`."""
 
-    def __init__(
-        self, window: Sequence[float], centre: Sequence[float], size: float, scale: float
-    ) -> None:
+    def __init__(self, window: Sequence[float], centre: Vector, size: float, scale: float) -> None:
         """window: x1, y1, x2, y2, pixels; size: pixels per head unit; scale: rays per pixel."""
         self.window = x1, y1, x2, y2 = [math.floor(edge) for edge in window]
         columns, rows = round((x2 - x1) * scale), round((y2 - y1) * scale)
@@ -183,9 +183,9 @@ class View:
     def crossings(self, solid: Ellipsoid) -> tuple[np.ndarray, np.ndarray]:
         """Depths (H, W) at which the rays enter and leave an ellipsoid; MISS where they do not."""
         centre, radii = solid
-        turned = self.rotate / np.float32(radii)
+        turned = self.rotate / np.array(radii, np.float32)
         form = turned @ turned.T
-        cx, cy, cz = self.rotate @ np.float32(centre)
+        cx, cy, cz = self.rotate @ np.array(centre, np.float32)
         dx, dy = self.x - cx, self.y - cy
         b = form[0, 2] * dx + form[1, 2] * dy
         c = form[0, 0] * dx * dx + 2 * form[0, 1] * dx * dy + form[1, 1] * dy * dy - 1
@@ -233,7 +233,7 @@ def _shade(view: View, depth: np.ndarray, colours: np.ndarray, light: Light) -> 
     return np.clip(linear, 0, 1) ** np.float32(1 / 2.2)
 
 
-def draw_head(person: Person, light: Light, centre: Sequence[float], size: float) -> Head:
+def draw_head(person: Person, light: Light, centre: Vector, size: float) -> Head:
     """Draw a head of `size` pixels from hairline to chin around `centre`, pixels."""
     scale = max(SMALLEST / size, min(2, DETAIL / size))
     window = [at + side * 1.1 * size for side in (-1, 1) for at in centre]
@@ -259,9 +259,9 @@ def draw_head(person: Person, light: Light, centre: Sequence[float], size: float
         patch=patch,
         face=cv2.resize(outline, shape, interpolation=cv2.INTER_NEAREST) > 0,
         box=edges + np.tile(view.window[:2], 2),
-        landmarks=points[:, :2] * np.float32(size) + np.float32(centre),
+        landmarks=points[:, :2] * np.float32(size) + np.array(centre, np.float32),
         hidden=_hidden(person, view, points, skin, cover),
-        neck=(view.rotate @ np.float32([0, 0.55, -0.14]))[:2] * size + centre,
+        neck=(view.rotate @ np.array([0, 0.55, -0.14], np.float32))[:2] * size + centre,
         size=size,
     )
 
@@ -371,10 +371,10 @@ class _Painter:
         mottle = noise(self.x * 90 + person.grain, self.y * 90)
         self.colours = np.float32(person.skin * (1 + 0.04 * mottle)[..., None])
 
-    def tint(self, strength: np.ndarray, colour: Colour) -> None:
+    def tint(self, strength: np.ndarray, colour: Vector) -> None:
         paint(self.colours, strength * self.front, colour)
 
-    def fill(self, distance: np.ndarray, soft: float, strength: float, colour: Colour) -> None:
+    def fill(self, distance: np.ndarray, soft: float, strength: float, colour: Vector) -> None:
         """Paint where distance < 0, with an edge at least `soft` wide."""
         self.tint(inside(distance, self.soft + soft) * strength, colour)
 
@@ -477,7 +477,7 @@ def draw_body(person: Person, light: Light, head: Head) -> Patch:
         depth = view.melt(depth, ((side * 0.8 * w, 1.5, 0.05), (0.2, 1.2, 0.22)), 0.1)
         depth = view.melt(depth, ((side * 0.31, 4.3, 0), (0.32, 2.2, 0.3)), 0.1)  # a leg
     stripes = np.sin(view.y * 28) + np.sin(view.x * 28) * (person.grain % 2 < 1) > 0.2
-    folds = 0.1 * noise(view.x * 36 + person.grain, view.y * 36)
+    folds = 0.06 * noise(view.x * 15 + person.grain, view.y * 15)
     colours = (
         person.shirt * np.float32(1 + 0.3 * stripes * (person.grain % 3 < 1) + folds)[..., None]
     )

@@ -180,7 +180,7 @@ def _background(width: int, height: int, rng: Rng, light: Light) -> np.ndarray:
     if place == "street":
         image[int(height * rng.uniform(0.4, 0.8)) :] = random_colour(rng, 0.3, 0.6)
     if place == "foliage":
-        image[:] = np.float32([0.25, 0.4, 0.16]) * np.float32(rng.uniform(0.6, 1.5, 3))
+        image[:] = np.array([0.25, 0.4, 0.16], np.float32) * np.float32(rng.uniform(0.6, 1.5, 3))
     fine, broad = (
         _field(width, height, rng, grain=grain) for grain in (rng.uniform(0.3, 1.5), 0.1)
     )
