@@ -139,7 +139,7 @@ def plot_reliability(
     right.set(xlim=(0, 1), yscale="log")
     finish(left, "score", "precision (share of detections true)")
     finish(right, "score", "detections in the bin")
-    left.legend(loc="upper left", frameon=False, fontsize="small")
+    left.legend(loc="lower right", frameon=False, fontsize="small")
     right.legend(loc="upper right", frameon=False, fontsize="small")
     figure.suptitle(title, fontsize="medium")
     return figure

@@ -37,8 +37,7 @@ def test_averaged_weights_are_preferred(tmp_path):
     assert same(load_model(tmp_path / "w.pth"), averaged)
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("counts", [True, False])
+@pytest.mark.parametrize(("prefix", "counts"), [("", True), ("module.", False)])
 def test_the_originals_v1_loads_in_every_form(tmp_path, prefix, counts):
     path = shared("weights", "featherface_v1_592371.pth")
     state = read_file(path)

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import shared
 from PIL import Image
 from test_evaluation import write_ground_truth
 
@@ -336,21 +335,25 @@ def test_script_on_wrong_input(wider_folder, capsys, monkeypatch, tmp_path, flag
     assert err.startswith("error: ") and err.count("\n") == 1
 
 
-def test_script_runs_real_weights(tmp_path, plain_folder, capsys, monkeypatch):
-    weights = shared("weights", "featherface_v1_592371.pth")
-    saved = tmp_path / "saved"
-    flags = ["--weights", weights, "--data", plain_folder, "--device", "cpu", "--protocol", "vga"]
-    flags += ["--limit", 2, "--out", tmp_path / "out", "--save_predictions", saved]
-    code, out, err = run_script(capsys, monkeypatch, *flags)
-    assert code == 0, err
-    assert "SUBSET: 2 of 3 images, protocol vga" in out
+def test_the_shipped_weights_and_their_graph(plain_folder, tmp_path, capsys, monkeypatch):
+    graph = Path(__file__).parents[1] / "results/v2/featherface_v2_deployment.onnx"
+    saved, out_folder = tmp_path / "saved", tmp_path / "out"
+    flags = ["--data", plain_folder, "--device", "cpu", "--no-plots", "--out", out_folder]
+    flags += ["--protocol", "vga", "--limit", 2]
+    found = []
+    for more in (["--save_predictions", saved], ["--weights", graph]):
+        code, out, err = run_script(capsys, monkeypatch, *more, *flags)
+        assert code == 0, err
+        assert "SUBSET: 2 of 3 images, protocol vga" in out
+        record = json.loads((out_folder / "evaluation.json").read_text())
+        (measured,) = record["detectors"].values()
+        found.append(measured["all"]["ap_exact"])
+    assert found[1] == pytest.approx(found[0], abs=1e-3)
     assert sorted(path.name for path in saved.iterdir()) == ["a.txt", "b.txt"]
-    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert (record["protocol"], record["score_threshold"]) == ("vga", 0.02)
     assert record["versions"]["torch"]
-    source = record["sources"]["featherface_v1_592371"]
-    assert source["file"] == "featherface_v1_592371.pth"
-    assert len(source["sha256"]) == 64
+    source = record["sources"]["featherface_v2_deployment"]
+    assert source["file"] == "featherface_v2_deployment.onnx" and len(source["sha256"]) == 64
     assert str(tmp_path) not in json.dumps(record)
 
 
@@ -378,19 +381,6 @@ def test_what_was_measured_is_recorded_in_the_weights(tmp_path, plain_folder, ca
     code, out, err = run_script(capsys, monkeypatch, *flags, "--out", tmp_path / "out")
     assert code == 2 and "foreign.pth: not a checkpoint" in err
     assert "recorded" not in out and "image" not in err, "said before anything is detected"
-
-
-def test_a_graph_is_measured_as_its_weights_are(plain_folder, tmp_path, capsys, monkeypatch):
-    graph = Path(__file__).parents[1] / "results/v2/featherface_v2_deployment.onnx"
-    found = []
-    for weights in ([], ["--weights", graph]):
-        flags = ["--data", plain_folder, "--device", "cpu", "--no-plots", "--out", tmp_path / "out"]
-        code, _, err = run_script(capsys, monkeypatch, *weights, *flags)
-        assert code == 0, err
-        record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
-        (measured,) = record["detectors"].values()
-        found.append(measured["all"]["ap_exact"])
-    assert found[1] == pytest.approx(found[0], abs=1e-3)
 
 
 def test_help_is_quick_and_shows_defaults():

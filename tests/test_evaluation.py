@@ -138,23 +138,6 @@ def test_golden_average_precision():
     assert result["images"] == 3226
 
 
-def test_real_oracle_and_subset():
-    truth = SHARED / "widerface" / "ground_truth"
-    if not truth.exists():
-        pytest.skip(f"shared data is absent: {truth}")
-    from featherface.evaluation.widerface import read_ground_truth
-
-    whole = read_ground_truth(truth)
-    oracle = {
-        stem: np.c_[boxes, np.linspace(1, 0.5, len(boxes))]
-        for stem, boxes in zip(whole.stems, whole.boxes, strict=True)
-    }
-    result = evaluate_widerface(oracle, truth, images=whole.stems[:300])
-    assert result["images"] == 300
-    assert all(result[setting]["ap"] >= 0.999 for setting in SETTINGS)
-    assert all(result[setting]["ap_exact"] >= 0.999 for setting in SETTINGS)
-
-
 @quick
 @given(seed=seeds)
 def test_equals_the_plain_reference_to_the_last_bit(tmp_path, seed):
@@ -313,6 +296,7 @@ def test_a_failure_on_the_way_leaves_the_old_submission(tmp_path, monkeypatch, f
 
     def fail_at_the_fifth(path, text, **options):
         written.append(path)
+        assert path.suffix != ".txt", "what a killed writer leaves must not be read"
         if len(written) == 5:
             real(path, text[: len(text) // 2], **options)
             raise failure
@@ -324,17 +308,6 @@ def test_a_failure_on_the_way_leaves_the_old_submission(tmp_path, monkeypatch, f
     assert len(written) == 5
     assert all(rows[0, 0] == 1 for rows in read_submission(tmp_path).values())
     assert [path.name for path in tmp_path.iterdir()] == ["event"]
-
-
-def test_what_a_killed_writer_leaves_is_no_prediction(tmp_path, monkeypatch):
-    seen = []
-
-    def look(source, target):
-        seen.append([path.name for path in tmp_path.rglob("*.txt")])
-
-    monkeypatch.setattr(os, "replace", look)
-    write_submission(tmp_path, {"event/a": np.ones((1, 5))})
-    assert seen == [[]]
 
 
 @pytest.mark.parametrize("name", ["../a", "/a/b", "0--Parade/../../a"])

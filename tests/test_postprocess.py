@@ -4,13 +4,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from featherface.anchors import (
-    anchor_count,
-    decode_boxes,
-    decode_landmarks,
-    encode_boxes,
-    make_anchors,
-)
+from featherface.anchors import anchor_count, decode_boxes, decode_landmarks, make_anchors
 from featherface.detector import postprocess
 from featherface.structures import Predictions
 
@@ -61,32 +55,6 @@ def test_equals_a_plain_loop():
             assert len(expected[1]) > 3
             for got, wanted in zip(faces, expected, strict=True):
                 torch.testing.assert_close(got, wanted)
-
-
-def test_a_chosen_face_comes_back_where_it_was_put():
-    predictions = empty_predictions()
-    box = torch.tensor((10.0, 12.0, 30.0, 35.0))
-    anchors = make_anchors(64, 64)
-    predictions.class_logits[0, 50] = torch.tensor((-2.0, 2.0))
-    predictions.box_deltas[0, 50] = encode_boxes(box, anchors[50])
-    ((boxes, scores, landmarks),) = postprocess(
-        predictions, 64, 64, score_threshold=0.5, iou_threshold=0.4
-    )
-    torch.testing.assert_close(boxes, box[None])
-    torch.testing.assert_close(scores, torch.tensor([4.0]).sigmoid())
-    torch.testing.assert_close(landmarks, anchors[50, :2].expand(1, 5, 2))
-
-
-def test_nms_keeps_the_better_of_two_and_both_of_two_apart():
-    predictions = empty_predictions()
-    for anchor, logit in ((0, 1.0), (2, 2.0), (80, 0.5)):  # 0 and 2: next cells of one row
-        predictions.class_logits[0, anchor] = torch.tensor((-logit, logit))
-    anchors = make_anchors(64, 64)
-    near = encode_boxes(torch.tensor((0.0, 0.0, 20.0, 20.0)), anchors[:3])
-    predictions.box_deltas[0, [0, 2]] = near[[0, 2]]
-    ((boxes, scores, _),) = postprocess(predictions, 64, 64, score_threshold=0.5, iou_threshold=0.4)
-    assert scores.tolist() == torch.tensor((4.0, 1.0)).sigmoid().tolist()
-    torch.testing.assert_close(boxes[0], torch.tensor((0.0, 0.0, 20.0, 20.0)))
 
 
 def test_no_face_and_not_a_number():
