@@ -135,12 +135,12 @@ def test_landmarks_are_where_the_face_is_painted(yaw: float, roll: float) -> Non
     looks = {"style": "bald", "hat": False, "mask": False, "glasses": "none", "eye_open": 1.0}
     vars(person).update(looks | {"yaw": yaw, "pitch": 0, "roll": roll})
     head = draw_head(person, light, (100.3, 90.6), 90)
-    grey = head.patch.colours.mean(axis=2)
-    at = np.round(head.landmarks - (head.patch.x, head.patch.y)).astype(int)
+    grey = head.colours.mean(axis=2)
+    at = np.round(head.landmarks - (head.x, head.y)).astype(int)
     eyes = [grey[y - 3 : y + 4, x - 3 : x + 4].min() for x, y in at[:2]]
     cheeks = [grey[y + 12 : y + 16, x - 2 : x + 3].mean() for x, y in at[:2]]
     assert max(eyes) < 0.6 * min(cheeks)
-    assert (head.patch.alpha[at[:, 1], at[:, 0]] > 0.9).all() and not head.hidden.any()
+    assert (head.alpha[at[:, 1], at[:, 0]] > 0.9).all() and not head.hidden.any()
     assert (head.landmarks > head.box[:2]).all() and (head.landmarks < head.box[2:]).all()
 
 

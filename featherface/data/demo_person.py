@@ -18,7 +18,7 @@ TILE = 256  # side of the noise tile
 MISS = -9.0  # depth of a ray that hits nothing
 EYE_X, EYE_Y, EYE_HALF_WIDTH = 0.158, -0.055, 0.078
 MOUTH_Y, MOUTH_OPENING = 0.285, 0.095  # line of a closed mouth; gap of a wide open one
-SKIN_TONES, HAIR_TONES, IRIS_TONES = (
+SKIN, HAIR, IRIS = (
     np.array([list(bytes.fromhex(tone)) for tone in tones.split()], np.float32) / 255  # RGB
     for tones in (
         "fde0c8 f3cdb0 e8bc98 dbaa82 c8946c ae7a54 8c5e3e 6c462f 4e3224",
@@ -26,7 +26,7 @@ SKIN_TONES, HAIR_TONES, IRIS_TONES = (
         "3c2416 54361c 5a6e46 547896 281a14",
     )
 )
-HAIR_STYLES = "short short crop bald long", "long long fringe bun short veil afro"
+HAIR_STYLES = "short short crop bald long", "long long fringe short veil afro"
 
 Rng = np.random.Generator
 Ellipsoid = tuple[Sequence[float], Sequence[float]]  # centre, radii
@@ -63,12 +63,10 @@ class Person:
         self.yaw = float(np.clip(rng.normal(0, 22 if rng.random() < 0.85 else 50), -85, 85))
         self.pitch = float(np.clip(rng.normal(2, 9), -28, 32))  # degrees, see rotation
         self.roll = float(np.clip(rng.normal(0, 9 if rng.random() < 0.92 else 35), -60, 60))
-        tone = rng.uniform(0, len(SKIN_TONES) - 1)
-        dark_hair = tone > 5 and rng.random() < 0.8
-        low, high = SKIN_TONES[int(tone)], SKIN_TONES[int(tone) + 1]
-        self.skin = low + (high - low) * np.float32(tone % 1)
-        self.hair = HAIR_TONES[rng.integers(0, 2 if dark_hair else len(HAIR_TONES))]
-        self.iris = IRIS_TONES[rng.integers(0, len(IRIS_TONES))]
+        tone, dark_hair = rng.uniform(0, len(SKIN) - 1), rng.random() < 0.8
+        self.skin = SKIN[int(tone)] + (SKIN[int(tone) + 1] - SKIN[int(tone)]) * np.float32(tone % 1)
+        self.hair = HAIR[rng.integers(0, 2 if tone > 5 and dark_hair else len(HAIR))]
+        self.iris = IRIS[rng.integers(0, len(IRIS))]
         self.shirt = random_colour(rng)
         self.cloth = random_colour(rng, high=0.6)  # trousers, hat, veil
         self.width = float(rng.normal(0.95 if feminine else 1.0, 0.035))  # of the head, a factor
@@ -112,16 +110,14 @@ class Patch:
 
 
 @dataclass(frozen=True)
-class Head:
-    """A drawn head, in pixels of the photograph."""
+class Head(Patch):
+    """A drawn head; lengths and positions are pixels of the photograph."""
 
-    patch: Patch
-    face: np.ndarray  # (h, w) bool, pixels of the patch: hairline to chin, ear to ear
+    face: np.ndarray  # (h, w) bool: hairline to chin, ear to ear
     box: np.ndarray  # (4,) x1, y1, x2, y2 of the face, not clipped
     landmarks: np.ndarray  # (5, 2) float32
     hidden: np.ndarray  # (5,) bool: behind the head's own parts, mask or sunglasses
-    neck: np.ndarray  # (2,) where the shoulders begin
-    size: float  # pixels per head unit
+    size: float  # from hairline to chin
 
 
 @cache
@@ -239,60 +235,53 @@ def draw_head(person: Person, light: Light, centre: Vector, size: float) -> Head
     window = [at + side * 1.1 * size for side in (-1, 1) for at in centre]
     view = View(window, centre, size, scale)
     view.rotate = rotation(person.yaw, person.pitch, person.roll)
-    face = _face_depth(person, view)
-    _, y, z = view.points(face)
-    outline = np.uint8((face > MISS / 2) & (y > -0.42) & (z > -0.05))  # under the hair, too
-    skin, hair, hat = _with_neck(person, view, face), _hair(person, view), _hat(person, view)
-    on_skin = view.points(skin)
+    outline, skin = _skin(person, view)
+    hair, hat = _hair(person, view), _hat(person, view)
+    on_skin, cover = view.points(skin), np.maximum(hair, hat)
     colours = _Painter(person, on_skin, 2 * view.pixel).face()
     paint(colours, np.float32(hair > skin), _hair_colours(person, view.points(hair)))
     paint(colours, np.float32(hat > np.maximum(skin, hair)), person.cloth)
-    cover = np.maximum(hair, hat)
-    depth = np.maximum(skin, cover)
+    colours = _shade(view, np.maximum(skin, cover), colours, light)
     below = np.clip((on_skin[1] - 0.68) / 0.14, 0, 1)  # the neck goes into the body
-    patch = view.patch(depth, _shade(view, depth, colours, light), 1 - below * (skin >= cover))
+    patch = view.patch(np.maximum(skin, cover), colours, 1 - below * (skin >= cover))
     points = person.landmarks() @ view.rotate.T
-    x, y, width, height = cv2.boundingRect(outline)
-    edges = np.array([x, y, x + width, y + height]) * view.pixel * size
-    shape = patch.alpha.shape[::-1]
+    column = np.clip(np.searchsorted(view.x[0], points[:, 0]), 0, view.x.shape[1] - 1)
+    row = np.clip(np.searchsorted(view.y[:, 0], points[:, 1]), 0, view.x.shape[0] - 1)
+    hidden = np.maximum(cover, skin - 0.09)[row, column] > np.minimum(
+        points[:, 2], skin[row, column]
+    )
+    x, y, width, height = cv2.boundingRect(np.uint8(outline))
+    face = cv2.resize(np.uint8(outline), patch.alpha.shape[::-1], interpolation=cv2.INTER_NEAREST)
     return Head(
-        patch=patch,
-        face=cv2.resize(outline, shape, interpolation=cv2.INTER_NEAREST) > 0,
-        box=edges + np.tile(view.window[:2], 2),
+        **vars(patch),
+        face=face > 0,
+        box=np.array([x, y, x + width, y + height]) / scale + np.tile(view.window[:2], 2),
         landmarks=points[:, :2] * np.float32(size) + np.array(centre, np.float32),
-        hidden=_hidden(person, view, points, skin, cover),
-        neck=(view.rotate @ np.array([0, 0.55, -0.14], np.float32))[:2] * size + centre,
+        hidden=hidden | np.array([person.glasses == "sun"] * 2 + [person.mask] * 3),
         size=size,
     )
 
 
-def _face_depth(person: Person, view: View) -> np.ndarray:
-    """Depth (H, W) of skull, jaw, chin, cheeks, brows, eyes, nose and lips."""
+def _skin(person: Person, view: View) -> tuple[np.ndarray, np.ndarray]:
+    """Where the face is (H, W) bool, under the hair too, and the depth (H, W) of the bare head."""
     w, (_, tip_y, tip_z) = person.width, person.nose_tip
     opened = 0.5 * MOUTH_OPENING * person.mouth_open
     depth = view.crossings(((0, -0.17, -0.12), (0.385 * w, 0.49, 0.5)))[0]
-    depth = view.melt(depth, ((0, 0.1, 0.05), (0.325 * w, 0.405, 0.315)), 0.12)
-    depth = view.melt(depth, ((0, 0.405, 0.23), (0.12 * w, 0.085, 0.085)), 0.1)
+    depth = view.melt(depth, ((0, 0.1, 0.05), (0.325 * w, 0.405, 0.315)), 0.12)  # jaw
+    depth = view.melt(depth, ((0, 0.405, 0.23), (0.12 * w, 0.085, 0.085)), 0.1)  # chin
     for side in (-1, 1):
-        depth = view.melt(depth, ((side * 0.2 * w, 0.09, 0.22), (0.1, 0.1, 0.11)), 0.1)
-        depth = view.melt(depth, ((side * 0.13, -0.15, 0.32), (0.15, 0.04, 0.055)), 0.08)
-    depth = view.melt(depth, ((0, 0, 0.345), (0.042, 0.14, 0.06)), 0.05)
-    depth = view.melt(depth, ((0, tip_y - 0.045, tip_z - 0.065), (0.045, 0.075, 0.05)), 0.05)
-    depth = view.melt(depth, ((0, tip_y, tip_z - 0.05), (0.065, 0.045, 0.05)), 0.04)
+        depth = view.melt(depth, ((side * 0.2 * w, 0.09, 0.22), (0.1, 0.1, 0.11)), 0.1)  # cheek
+        depth = view.melt(depth, ((side * 0.13, -0.15, 0.32), (0.15, 0.04, 0.055)), 0.08)  # brow
+    depth = view.melt(depth, ((0, tip_y - 0.08, tip_z - 0.085), (0.042, 0.14, 0.06)), 0.05)  # nose
+    depth = view.melt(depth, ((0, tip_y, tip_z - 0.05), (0.065, 0.045, 0.05)), 0.05)
     depth = view.melt(depth, ((0, MOUTH_Y + opened, 0.345), (0.115, 0.042 + opened, 0.05)), 0.035)
     x, y, z = view.points(depth)
+    outline = (depth > MISS / 2) & (y > -0.42) & (z > -0.05)
     depth -= 0.035 * _bump(np.abs(x) - EYE_X, y - EYE_Y, 0.085, 0.05) * (z > 0)  # sockets
     for side in (-1, 1):
         depth = view.melt(depth, ((side * EYE_X, EYE_Y, 0.25), (0.07, 0.06, 0.075)), 0.012)
-    return depth
-
-
-def _with_neck(person: Person, view: View, face: np.ndarray) -> np.ndarray:
-    """The face with ears and neck."""
-    w = person.width
-    for side in (-1, 1):
-        face = view.melt(face, ((side * 0.395 * w, 0.0, -0.1), (0.035, 0.115, 0.075)), 0.03)
-    return view.melt(face, ((0, 0.65, -0.14), (0.2 * w, 0.7, 0.2)), 0.03)
+        depth = view.melt(depth, ((side * 0.395 * w, 0.0, -0.1), (0.035, 0.115, 0.075)), 0.03)
+    return outline, view.melt(depth, ((0, 0.65, -0.14), (0.2 * w, 0.7, 0.2)), 0.03)  # neck
 
 
 def _hair(person: Person, view: View) -> np.ndarray:
@@ -306,53 +295,36 @@ def _hair(person: Person, view: View) -> np.ndarray:
         drape = (0, 0.3, -0.2), (0.43 * w + thick, 0.7, 0.33)
         near, back = view.melt(near, drape, 0.1), view.crossings(drape)[1]
         far = np.where((far == MISS) | ((back != MISS) & (back < far)), back, far)
-    if style == "bun":
-        near = view.melt(near, ((0, -0.72, -0.25), (0.17, 0.15, 0.17)), 0.05)
     lift = {"fringe": 0.13, "long": 0.2}.get(style, 0.0)
-    middle = (0.04 * math.sin(person.grain), 0.14 + lift, 0.42)
-    enter, leave = view.crossings((middle, (0.36 * w, 0.6 + lift, 0.55 if thick < 0.1 else 0.62)))
+    opening = (0.04 * math.sin(person.grain), 0.14 + lift, 0.42), (0.36 * w, 0.6 + lift, 0.55)
+    enter, leave = view.crossings(opening)
     cut = (near < enter) & (near > leave)  # the inner side of the hair shows there
     near = np.where(cut, np.where(leave > far, leave, MISS), near)
-    if style not in ("long", "veil", "afro"):
-        _, y, z = view.points(near)
-        low = {"crop": 0.02, "fringe": 0.28}.get(style, 0.09)
-        near = np.where(y > low + 0.3 * np.maximum(-z - 0.1, 0), MISS, near)
-    return near
+    _, y, z = view.points(near)
+    low = {"crop": 0.02, "fringe": 0.28, "short": 0.09}.get(style, 9.0)
+    return np.where(y > low + 0.3 * np.maximum(-z - 0.1, 0), MISS, near)
 
 
 def _hair_colours(person: Person, points: np.ndarray) -> np.ndarray:
-    """(H, W, 3): strands that fall from the crown, or curls; folds of a veil."""
+    """(H, W, 3): strands that fall from the crown, curls, or the folds of a veil."""
     x, y, z = points
     if person.style == "veil":
         return person.cloth * (1 + 0.07 * noise(x * 60, y * 30 + z * 40))[..., None]
-    strands = noise(np.arctan2(x, z + 0.5) * 240 + person.grain, y * 22)
-    if person.style in ("afro", "crop"):
-        strands = 0.5 * noise(x * 400, y * 400 + z * 200)
-    return person.hair * np.clip(1 + 0.3 * strands, 0.3, 1.9)[..., None]
+    curly = person.style in ("afro", "crop")
+    across = x * 400 if curly else np.arctan2(x, z + 0.5) * 240 + person.grain
+    strands = noise(across, y * 400 + z * 200 if curly else y * 22)
+    return person.hair * np.clip(1 + 0.25 * strands, 0.3, 1.9)[..., None]
 
 
 def _hat(person: Person, view: View) -> np.ndarray:
-    """Depth (H, W) of a cap with a brim, or MISS."""
+    """Depth (H, W) of a hat with a brim, or MISS."""
     if not person.hat:
         return np.full_like(view.x, MISS)
-    crown = view.crossings(((0, -0.2, -0.14), (0.46 * person.width, 0.58, 0.58)))[0]
+    crown, brim = view.crossings(((0, -0.2, -0.14), (0.46 * person.width, 0.58, 0.58)))[0], 0.55
     _, y, z = view.points(crown)
     crown = np.where(y < -0.36 - 0.12 * z, crown, MISS)
-    brim = 0.0 if person.grain < TILE / 2 else 0.22
-    return np.maximum(
-        crown, view.crossings(((0, -0.36, -0.1), (0.48 + brim, 0.03, 0.53 + brim)))[0]
-    )
-
-
-def _hidden(
-    person: Person, view: View, points: np.ndarray, skin: np.ndarray, cover: np.ndarray
-) -> np.ndarray:
-    """(5,) bool: which landmarks (5, 3), camera frame, the camera cannot see."""
-    column = np.clip(np.searchsorted(view.x[0], points[:, 0]), 0, view.x.shape[1] - 1)
-    row = np.clip(np.searchsorted(view.y[:, 0], points[:, 1]), 0, view.x.shape[0] - 1)
-    shown = skin[row, column]
-    hidden = (cover[row, column] > shown) | (shown > points[:, 2] + 0.09)
-    return hidden | np.array([person.glasses == "sun"] * 2 + [person.mask] * 3)
+    brim += 0.1 * math.sin(person.grain)
+    return np.maximum(crown, view.crossings(((0, -0.36, -0.1), (brim, 0.03, brim + 0.05)))[0])
 
 
 def _bump(x: np.ndarray, y: np.ndarray, rx: float, ry: float) -> np.ndarray:
@@ -382,12 +354,11 @@ class _Painter:
         """(H, W, 3) colours."""
         person, x, y, across = self.person, self.x, self.y, self.across
         tip_y = y - person.nose_tip[1]
-        red = 0.35 * _bump(across - 0.2, y - 0.12, 0.11, 0.1) + 0.3 * _bump(x, tip_y, 0.08, 0.07)
-        self.tint(red, person.skin * (1.0, 0.72, 0.68))
-        fold = across - 0.085 - 0.42 * np.maximum(y - 0.12, 0)  # from the nose past the mouth
-        dark = (0.2 + 0.2 * person.smile) * _bump(fold, y - 0.2, 0.014, 0.075)
-        dark += 0.42 * _bump(across - EYE_X, y - EYE_Y, 0.11, 0.065)
+        self.tint(0.35 * _bump(across - 0.2, y - 0.12, 0.11, 0.1), person.skin * (1.0, 0.72, 0.68))
+        dark = 0.42 * _bump(across - EYE_X, y - EYE_Y, 0.11, 0.065)
         dark += 0.25 * _bump(x, y - MOUTH_Y - 0.085 - 0.08 * person.mouth_open, 0.1, 0.025)
+        fold = across - 0.085 - 0.42 * np.maximum(y - 0.12, 0)  # from the nose past the mouth
+        dark += 0.25 * _bump(fold, y - 0.2, 0.014, 0.075)
         self.tint(np.clip(dark, 0, 1), person.skin * (0.72, 0.62, 0.6))
         self.beard()
         nostril = np.hypot((across - 0.034) / 0.022, (tip_y - 0.036) / 0.012) - 1
@@ -404,53 +375,49 @@ class _Painter:
         return self.colours
 
     def mouth(self) -> None:
-        person, y, t = self.person, self.y, self.x / self.person.mouth
+        person, t = self.person, self.x / self.person.mouth
         arch = np.sqrt(np.maximum(1 - t * t, 0))
         gap = MOUTH_OPENING * person.mouth_open
-        line = MOUTH_Y - 0.028 * person.smile * t * t + 0.25 * gap * np.minimum(t * t, 1)
-        upper, lower = line - 0.1 * gap * arch, line + gap * arch
+        y = self.y - MOUTH_Y + 0.028 * person.smile * t * t - 0.25 * gap * np.minimum(t * t, 1)
         outside = np.maximum(np.abs(t) - 1, 0) * person.mouth
-        lips = np.maximum(upper - 0.027 * arch - y, y - lower - 0.042 * arch)
-        lips, red = np.maximum(lips, outside - 0.001), person.skin * (0.9, 0.64, 0.62)
-        self.fill(lips, 0.012, 0.7, red)
-        self.fill(np.maximum(lips, y - line), 0.012, 0.35, red * 0.6)  # the upper one faces down
-        inner = np.maximum(np.maximum(upper - y, y - lower), outside)
+        upper, lower = -0.1 * gap * arch - y, y - gap * arch  # distances past the opening
+        lips = np.maximum(np.maximum(upper - 0.027 * arch, lower - 0.042 * arch), outside - 0.001)
+        self.fill(lips, 0.012, 0.7, person.skin * (0.9, 0.64, 0.62))
+        self.fill(np.maximum(lips, y), 0.012, 0.35, person.skin * (0.54, 0.38, 0.37))
+        inner = np.maximum(np.maximum(upper, lower), outside)
         self.fill(inner - 0.003, 0.006, 0.85, (0.16, 0.05, 0.05))
-        if person.mouth_open > 0.12:
-            teeth = np.maximum(inner + 0.004, y - upper - min(0.035, 0.7 * gap))
-            self.fill(np.maximum(teeth, np.abs(t) - 0.85), 0.006, 1.0, (0.9, 0.87, 0.8))
+        teeth = np.maximum(inner + 0.008, y - 0.4 * gap)
+        self.fill(np.maximum(teeth, np.abs(t) - 0.85), 0.006, 1.0, (0.9, 0.87, 0.8))
 
     def eye(self, out: np.ndarray) -> None:
         """One eye with its brow; `out` is the distance from its centre, towards the ear."""
         person, t = self.person, out / EYE_HALF_WIDTH
-        arch = np.maximum(1 - t * t, 0)
-        dy = self.y - EYE_Y + 0.06 * out  # outer corners are a little higher
+        y = self.y - EYE_Y + 0.06 * out  # outer corners are a little higher
+        arch, radius = np.maximum(1 - t * t, 0), np.hypot(out, y + 0.007)
         top, bottom = -0.042 * arch * person.eye_open, 0.024 * arch * min(person.eye_open, 1.0)
-        shut = np.maximum(np.maximum(top - dy, dy - bottom), (np.abs(t) - 1) * EYE_HALF_WIDTH)
-        radius = np.hypot(out, dy + 0.007)
-        self.fill(shut, 0.006, 1.0, (0.86, 0.83, 0.8))
-        self.fill(np.maximum(shut, radius - 0.036), 0.008, 1.0, person.iris)
-        self.fill(np.maximum(shut, radius - 0.017), 0.004, 1.0, (0.02, 0.02, 0.02))
-        glint = np.hypot(out + 0.012, dy + 0.019) - 0.007
-        self.fill(np.maximum(shut, glint), 0.003, 1.0, (1.0, 1.0, 1.0))
-        lids = np.minimum(np.abs(dy - top + 0.003) - 0.007, np.abs(dy - bottom) - 0.002)
-        self.fill(
-            np.maximum(lids, (np.abs(t) - 1.12) * EYE_HALF_WIDTH), 0.006, 0.9, person.skin * 0.2
-        )
-        t = (out - 0.005) / 0.105
-        middle = self.y - EYE_Y + 0.098 - 0.028 * t * t + 0.012 * t
-        brow = np.abs(middle) - np.clip(0.019 - 0.008 * t, 0.006, 0.024)
-        self.fill(np.maximum(brow, (np.abs(t) - 1) * 0.105), 0.016, 0.85, person.hair * 0.55)
+        lids = np.maximum(np.maximum(top - y, y - bottom), (np.abs(t) - 1) * EYE_HALF_WIDTH)
+        glint = np.hypot(out + 0.012, y + 0.019) - 0.007
+        for shape, colour in (
+            (lids, (0.86, 0.83, 0.8)),
+            (radius - 0.036, person.iris),
+            (radius - 0.017, (0.02, 0.02, 0.02)),
+            (glint, (1.0, 1.0, 1.0)),
+        ):
+            self.fill(np.maximum(lids, shape), 0.006, 1.0, colour)
+        lashes = np.minimum(np.abs(y - top + 0.003) - 0.007, np.abs(y - bottom) - 0.002)
+        within = (np.abs(t) - 1.12) * EYE_HALF_WIDTH
+        self.fill(np.maximum(lashes, within), 0.006, 0.9, person.skin * 0.2)
+        brow = np.abs(y + 0.1 - 0.025 * t * t) - np.clip(0.018 - 0.006 * t, 0.006, 0.022)
+        self.fill(np.maximum(brow, np.abs(out) - 0.105), 0.016, 0.85, person.hair * 0.55)
 
     def beard(self) -> None:
         person, y, across = self.person, self.y, self.across
         region = np.maximum(np.abs(y - MOUTH_Y + 0.062 - 0.35 * across**2) - 0.026, across - 0.13)
-        if person.beard in ("stubble", "full"):  # besides a moustache; lower near the mouth
+        if person.beard in ("stubble", "full"):  # as well as a moustache; lower near the mouth
             cheek_line = 0.12 + 0.3 * np.maximum(0.25 - across, 0)
             region = np.minimum(region, np.maximum(cheek_line - y, y - 0.56))
-        region += 0.008 * noise(self.x * 700, y * 400)
         strength = {"none": 0.0, "stubble": 0.35}.get(person.beard, 0.85)
-        self.fill(region, 0.08, strength, person.hair * 0.7)
+        self.fill(region + 0.008 * noise(self.x * 700, y * 400), 0.08, strength, person.hair * 0.7)
 
     def glasses(self) -> None:
         across, y = self.across, self.y - EYE_Y - 0.012
@@ -464,11 +431,13 @@ class _Painter:
         self.fill(frame, 0.004, 0.9, self.person.iris * 0.4)
 
 
-def draw_body(person: Person, light: Light, head: Head) -> Patch:
-    """Draw shoulders, arms and legs under a head."""
-    size, (x, y), w = head.size, head.neck, person.width
+def draw_body(person: Person, light: Light, centre: Vector, size: float) -> Patch:
+    """Draw shoulders, arms and legs under the head of the same arguments."""
+    neck, w = np.array([0, 0.55, -0.14], np.float32), person.width
+    neck = rotation(person.yaw, person.pitch, person.roll) @ neck
+    x, y = neck[:2] * size + centre
     window = (x - 1.4 * size, y - 0.5 * size, x + 1.4 * size, y + 6.4 * size)
-    view = View(window, head.neck, size, max(min(1.0, 70 / size), 12 / size))
+    view = View(window, (x, y), size, max(min(1.0, 70 / size), 12 / size))
     depth = view.crossings(((0, 0.1, -0.05), (0.21 * w, 0.45, 0.22)))[0]
     depth = view.melt(depth, ((0, 1.05, 0), (0.7 * w, 0.9, 0.32)), 0.1)
     depth = view.melt(depth, ((0, 2.1, 0), (0.6 * w, 1.3, 0.32)), 0.15)
@@ -478,9 +447,8 @@ def draw_body(person: Person, light: Light, head: Head) -> Patch:
         depth = view.melt(depth, ((side * 0.31, 4.3, 0), (0.32, 2.2, 0.3)), 0.1)  # a leg
     stripes = np.sin(view.y * 28) + np.sin(view.x * 28) * (person.grain % 2 < 1) > 0.2
     folds = 0.06 * noise(view.x * 15 + person.grain, view.y * 15)
-    colours = (
-        person.shirt * np.float32(1 + 0.3 * stripes * (person.grain % 3 < 1) + folds)[..., None]
-    )
+    tone = np.float32(1 + 0.3 * stripes * (person.grain % 3 < 1) + folds)
+    colours = person.shirt * tone[..., None]
     paint(colours, inside(2.9 - view.y, 0.04), person.cloth)
     paint(colours, inside(np.hypot(view.x / 0.28, view.y / 0.36) - 1, 0.1), person.skin)
     colours *= 1 - 0.5 * _bump(view.x, view.y + 0.12, 0.3, 0.22)[..., None]  # the chin's shade

@@ -15,7 +15,6 @@ from featherface.data.demo_person import (
     Rng,
     draw_body,
     draw_head,
-    inside,
     noise,
     paint,
     random_colour,
@@ -54,8 +53,6 @@ class Photo:
     kind: str  # one of KINDS
     jpeg: bytes
     faces: list[Face]
-    width: int
-    height: int
 
 
 @dataclass
@@ -69,12 +66,12 @@ class _Scene:
 
     def add(self, patch: Patch) -> None:
         """Blend a patch over the photograph, and over the faces there."""
-        (there, here) = self._overlap(patch)
+        there, here = self._overlap(patch)
         paint(self.image[there], patch.alpha[here], patch.colours[here])
         self.owner[there][patch.alpha[here] > 0.5] = NOBODY
 
     def claim(self, person: Person, head: Head) -> None:
-        (there, here) = self._overlap(head.patch)
+        there, here = self._overlap(head)
         self.owner[there][head.face[here]] = len(self.people)
         self.people.append((person, head))
 
@@ -94,7 +91,8 @@ def make_photo(*, seed: int, split: int, index: int, size: int) -> Photo:
     size: about its long side, pixels.
     """
     rng = np.random.default_rng([seed, split, index])
-    kind = _kind_of(index, rng)
+    kind = str(rng.choice(["portrait", "group", "street"], p=[0.36, 0.4, 0.24]))
+    kind = "empty" if index % 12 == 5 else "crowd" if index % 10 == 3 else kind
     aspect, long = ASPECTS[rng.integers(0, len(ASPECTS))], size * rng.uniform(0.8, 1.15)
     width, height = round(long * min(aspect, 1.0)), round(long / max(aspect, 1.0))
     light = Light(rng)
@@ -106,16 +104,7 @@ def make_photo(*, seed: int, split: int, index: int, size: int) -> Photo:
     pixels = np.uint8(np.clip(image[..., ::-1], 0, 1) * 255 + 0.5)
     quality = int(rng.integers(55, 96))
     _, jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return Photo(kind, jpeg.tobytes(), list(_annotate(scene, softness)), width, height)
-
-
-def _kind_of(index: int, rng: Rng) -> str:
-    """One photograph in 12 is empty and one in 10 a crowd, the rest by chance."""
-    if index % 12 == 5:
-        return "empty"
-    if index % 10 == 3:
-        return "crowd"
-    return str(rng.choice(["portrait", "group", "street"], p=[0.36, 0.4, 0.24]))
+    return Photo(kind, jpeg.tobytes(), list(_annotate(scene, softness)))
 
 
 def _positions(kind: str, width: int, height: int, rng: Rng) -> list[tuple[float, float, float]]:
@@ -149,9 +138,9 @@ def _add_person(scene: _Scene, centre: tuple[float, float], size: float, rng: Rn
     away = rng.random() < 0.06
     if away:
         person.yaw = float(rng.uniform(150, 210))
+    scene.add(draw_body(person, scene.light, centre, size))
     head = draw_head(person, scene.light, centre, size)
-    scene.add(draw_body(person, scene.light, head))
-    scene.add(head.patch)
+    scene.add(head)
     if not away:
         scene.claim(person, head)
         if rng.random() < (0.12 if size > 20 else 0.02):
@@ -181,9 +170,8 @@ def _background(width: int, height: int, rng: Rng, light: Light) -> np.ndarray:
         image[int(height * rng.uniform(0.4, 0.8)) :] = random_colour(rng, 0.3, 0.6)
     if place == "foliage":
         image[:] = np.array([0.25, 0.4, 0.16], np.float32) * np.float32(rng.uniform(0.6, 1.5, 3))
-    fine, broad = (
-        _field(width, height, rng, grain=grain) for grain in (rng.uniform(0.3, 1.5), 0.1)
-    )
+    broad = _field(width, height, rng, grain=0.1)
+    fine = _field(width, height, rng, grain=rng.uniform(0.3, 1.5))
     rough = 0.35 if place == "foliage" else 0.04
     image *= np.exp(rough * fine + max(rough, 0.08) * broad)[..., None]
     if place == "lights":
@@ -237,8 +225,10 @@ def _camera(image: np.ndarray, rng: Rng, *, steady: bool) -> tuple[np.ndarray, f
     image = grey + (image - grey) * saturation * np.float32(rng.normal(1, 0.04, 3))
     height, width = image.shape[:2]
     if rng.random() < 0.2:  # the shadow of a tree or a window over everything
-        edge = inside(_field(width, height, rng, grain=0.2), 0.3)
-        image *= (1 - float(rng.uniform(0.2, 0.55)) * edge)[..., None]
+        shaded = _field(width, height, rng, grain=0.2) < 0
+        image *= (1 - float(rng.uniform(0.2, 0.55)) * cv2.blur(np.float32(shaded), (9, 9)))[
+            ..., None
+        ]
     grain = rng.standard_normal((height, width, 3), dtype=np.float32)
     return image + grain * np.float32(abs(rng.normal(0, 0.018))), softness
 
