@@ -232,23 +232,25 @@ def suppress(
 
 
 def open_session(
-    path: str | os.PathLike,
+    model: str | os.PathLike | bytes,
     *,
     threads: int | None = None,
     providers: Sequence[str] = (),
     sides: Mapping[str, int] | None = None,
 ) -> "InferenceSession":
-    """Open an ONNX Runtime session whose threads do not spin. CheckpointError for a bad file.
+    """Open an ONNX Runtime session whose threads do not spin. CheckpointError for a bad model.
 
+    model: a file, or a serialised model. threads: of one run on the CPU; None: one per core.
     sides: {name of a free dimension: its size}, for dimensions that never change.
     """
     import onnxruntime
 
-    file = Path(path)
     if threads is not None and not (isinstance(threads, int) and threads >= 1):
         raise ConfigError(f"threads must be a whole number of at least 1, or None; got {threads!r}")
-    if not file.is_file():
-        raise CheckpointError(f"{file}: no such file; scripts/export.py makes ONNX files")
+    if not isinstance(model, bytes):
+        model = os.fspath(model)
+        if not os.path.isfile(model):
+            raise CheckpointError(f"{model}: no such file; scripts/export.py makes ONNX files")
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only
     options.intra_op_num_threads = threads or 0
@@ -259,11 +261,11 @@ def open_session(
         options.add_free_dimension_override_by_name(name, size)
     wanted = list(providers) or [PROVIDERS["cpu"]]
     try:
-        return onnxruntime.InferenceSession(os.fspath(file), options, providers=wanted)
+        return onnxruntime.InferenceSession(model, options, providers=wanted)
     except Exception as error:  # ONNX Runtime's errors share no class of their own
         raise CheckpointError(
-            f"{file}: not loaded ({file.stat().st_size:,} bytes): not an ONNX model, damaged or "
-            f"cut short, or not supported by this ONNX Runtime ({onnxruntime.__version__})"
+            f"{'model' if isinstance(model, bytes) else model}: not loaded: not an ONNX model, "
+            f"damaged or cut short, or not supported by ONNX Runtime {onnxruntime.__version__}"
         ) from error
 
 

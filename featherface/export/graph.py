@@ -29,10 +29,11 @@ from featherface.config import (
     PAD_MULTIPLE,
     PRE_NMS_TOP_K,
 )
-from featherface.errors import ConfigError
+from featherface.errors import CheckpointError, ConfigError
 from featherface.export.end_to_end import wrap
 from featherface.export.network import Half, Raw, deployed
 from featherface.images import padded_size
+from featherface.onnx_detector import open_session
 from featherface.structures import LANDMARK_NAMES
 
 if TYPE_CHECKING:
@@ -194,23 +195,12 @@ def describe(model: ModelProto, *, architecture: str, form: str, size: Size | No
 
 
 def open_model(model: ModelProto, *, threads: int = 1) -> "InferenceSession":
-    """A session on the CPU for a model in memory, with threads that do not spin.
-
-    ConfigError where the ONNX Runtime that is installed cannot run the model.
-    """
-    from onnxruntime import InferenceSession, SessionOptions
-    from onnxruntime import __version__ as runtime
-
-    options = SessionOptions()
-    options.log_severity_level = 3  # its notes are not for users
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    content, providers = model.SerializeToString(), ["CPUExecutionProvider"]
+    """Open a CPU session of a model in memory. ConfigError if ONNX Runtime cannot run it."""
     try:
-        return InferenceSession(content, options, providers=providers)
-    except Exception as error:  # ONNX Runtime's errors have no common class of their own
+        return open_session(model.SerializeToString(), threads=threads)
+    except CheckpointError as error:
         opset = next(item.version for item in model.opset_import if not item.domain)
         raise ConfigError(
-            f"ONNX Runtime {runtime} cannot run the model (opset {opset}): choose an older opset "
-            "or install a newer ONNX Runtime"
+            f"ONNX Runtime cannot run the model (opset {opset}): choose an older opset or install "
+            "a newer ONNX Runtime"
         ) from error
