@@ -20,8 +20,8 @@ from tiny_runs import prepare, tiny_config
 
 from featherface.checkpoint import read_file
 from featherface.config import TrainConfig
-from featherface.data.cache import FOLDER
-from featherface.data.loader import EpochSampler, shared_batch
+from featherface.data.cache import SHARED_FOLDER
+from featherface.data.loader import EpochSampler, images_per_step
 from featherface.distributed import (
     any_process,
     average_gradients,
@@ -152,7 +152,7 @@ def test_with_their_own_batch_norms_two_processes_stay_near_one(root, tmp_path):
     (alone,) = finish(start(root, 1, "new", config.as_dict()))
     two = config.replace(save_folder=str(tmp_path / "two"))
     said = finish(start(root, 2, "new", two.as_dict()))[0]
-    shares = FOLDER.is_dir()  # not everywhere
+    shares = SHARED_FOLDER.is_dir()  # not everywhere
     assert "shared by" not in alone and ("shared by 2 processes" in said) == shares
     one, other = log_of(config)["loss"].item(), log_of(two)["loss"].item()
     assert one != other and other == pytest.approx(one, rel=0.25)
@@ -173,9 +173,9 @@ def test_each_process_has_its_part_of_every_batch():
 
 
 def test_a_batch_to_be_found_is_for_one_process():
-    assert shared_batch(23, 0, 1) == 0 and shared_batch(23, 32, 1) == 23
+    assert images_per_step(23, 0, 1) == 0 and images_per_step(23, 32, 1) == 23
     with pytest.raises(ConfigError, match="--batch-size auto is for one process"):
-        shared_batch(23, 0, 2)
+        images_per_step(23, 0, 2)
 
 
 def test_alone_nothing_is_exchanged(monkeypatch):

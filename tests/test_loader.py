@@ -10,7 +10,6 @@ from tiny_sets import make_photo
 
 from featherface.anchors import make_anchors, match
 from featherface.config import TrainConfig
-from featherface.data.augment import RecipeDrawer, centre_inside, visible_part
 from featherface.data.loader import (
     EpochSampler,
     FaceDataset,
@@ -20,7 +19,6 @@ from featherface.data.loader import (
 )
 from featherface.data.widerface import read_split
 from featherface.errors import DataError
-from featherface.images import open_photo
 
 CONFIG = TrainConfig(image_size=32, batch_size=3, num_workers=0, min_face=1.0)
 
@@ -63,8 +61,8 @@ def test_sampling_leaves_the_global_random_state_alone(photos):
 
 
 def test_workers_give_the_same_batches_and_persist_over_epochs(photos):
-    alone, sampler = make_loader(photos, CONFIG)
-    shared_work, other_sampler = make_loader(photos, CONFIG.replace(num_workers=2))
+    alone, sampler = make_loader(FaceDataset(photos, CONFIG))
+    shared_work, other_sampler = make_loader(FaceDataset(photos, CONFIG.replace(num_workers=2)))
     seen = []
     for epoch in range(2):
         sampler.set_epoch(epoch)
@@ -77,7 +75,7 @@ def test_workers_give_the_same_batches_and_persist_over_epochs(photos):
 
 
 def test_resuming_in_the_middle_of_an_epoch_gives_the_rest_of_it(photos):
-    loader, sampler = make_loader(photos, CONFIG)
+    loader, sampler = make_loader(FaceDataset(photos, CONFIG))
     sampler.set_epoch(4)
     whole = list(loader)
     sampler.set_epoch(4, start=2 * CONFIG.batch_size)
@@ -129,7 +127,7 @@ def test_padding_faces_have_no_weight_no_area_and_no_landmarks(photos):
 
 def test_a_batch_without_any_face_can_be_matched(photos):
     faceless = [photo for photo in photos if not len(photo.boxes)]
-    loader, _ = make_loader(faceless, CONFIG)
+    loader, _ = make_loader(FaceDataset(faceless, CONFIG))
     (batch,) = list(loader)
     assert batch.targets.boxes.shape == (3, 0, 4)
     assert batch.targets.landmarks.shape == (3, 0, 5, 2)
@@ -143,7 +141,8 @@ def test_unlabelled_photos_stay_unlabelled_and_without_faces(photos, workers):
     assert image.shape == (3, 32, 32) and target.boxes.shape == (0, 4)
     assert target.labelled.shape == () and not target.labelled
     assert FaceDataset(mixed, CONFIG)[(0, 3)][1].labelled, "known to hold no face"
-    loader, sampler = make_loader(mixed, CONFIG.replace(batch_size=4, num_workers=workers))
+    config = CONFIG.replace(batch_size=4, num_workers=workers)
+    loader, sampler = make_loader(FaceDataset(mixed, config))
     order = [index for _, index in sampler]
     (batch,) = list(loader)
     labelled = batch.targets.labelled
@@ -153,30 +152,13 @@ def test_unlabelled_photos_stay_unlabelled_and_without_faces(photos, workers):
     assert batch.targets.to("cpu").labelled.equal(labelled)
 
 
-def test_crops_of_an_unlabelled_photo_hold_its_focus(photos):
-    face = np.array([[6, 6, 12, 12]], np.float32)  # near a corner, where few crops find it
-    near = replace(photos[2], labelled=False, focus=face)
-    config = CONFIG.replace(crop_scale_min=0.3, crop_scale_max=0.4)
-    draw = RecipeDrawer(config)
-    file = open_photo(near.path)
-    held = [0, 0]
-    for kind, photo in enumerate((near, replace(near, focus=face[:0]))):
-        for seed in range(40):
-            torch.manual_seed(seed)
-            part = visible_part(file, draw(photo, file).window)
-            held[kind] += bool(centre_inside(face, part).any())
-    assert held[0] > 30 and held[1] < 15
-    _, target = FaceDataset([near], config)[(0, 0)]
-    assert target.boxes.shape == (0, 4) and not target.labelled
-
-
 def test_no_photos_and_broken_photos_are_errors(photos, tmp_path):
     with pytest.raises(DataError, match="no photos"):
-        make_loader([], CONFIG)
+        make_loader(FaceDataset([], CONFIG))
     broken = make_photo(tmp_path / "broken.jpg")
     broken.path.write_bytes(broken.path.read_bytes()[:500])
     for workers in (0, 1):
-        loader, _ = make_loader([broken], CONFIG.replace(num_workers=workers))
+        loader, _ = make_loader(FaceDataset([broken], CONFIG.replace(num_workers=workers)))
         with pytest.raises(DataError, match=r"broken\.jpg") as caught:
             list(loader)
         message = str(caught.value)
@@ -195,7 +177,8 @@ def test_worker_count(monkeypatch):
 
 def test_real_photos_make_sane_batches():
     photos = read_split(shared("widerface"), limit=16)
-    loader, _ = make_loader(photos, TrainConfig(image_size=320, batch_size=8, num_workers=0))
+    config = TrainConfig(image_size=320, batch_size=8, num_workers=0)
+    loader, _ = make_loader(FaceDataset(photos, config))
     for batch in loader:
         boxes, weight = batch.targets.boxes, batch.targets.weight
         real = boxes[weight > 0]

@@ -13,7 +13,7 @@ from featherface.anchors import make_anchors
 from featherface.benchmark.paired import one_thread
 from featherface.config import TrainConfig
 from featherface.data.annotations import Photo
-from featherface.data.loader import make_loader
+from featherface.data.loader import FaceDataset, make_loader
 from featherface.data.widerface import read_split
 from featherface.detector import normalise
 from featherface.errors import DataError
@@ -41,7 +41,7 @@ def loader_speed(
     """
     chosen = read_split(data, limit=photos)
     config = TrainConfig(image_size=image_size, batch_size=batch_size, num_workers=num_workers)
-    loader, sampler = make_loader(chosen, config)
+    loader, sampler = make_loader(FaceDataset(chosen, config))
     rows = []
     for number in range(rounds + 1):
         started = time.perf_counter()
@@ -66,7 +66,7 @@ def loss_speed(
     more runs first, not reported. Raises DataError if `data` has no training photos.
     """
     config = TrainConfig(image_size=image_size, batch_size=batch_size, num_workers=0)
-    batch = next(iter(make_loader(read_split(data), config)[0]))
+    batch = next(iter(make_loader(FaceDataset(read_split(data), config))[0]))
     model, pixels = FeatherFaceV2().eval(), normalise(batch.images)
     anchors = make_anchors(image_size, image_size)
     rows = []

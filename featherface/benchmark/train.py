@@ -20,15 +20,14 @@ from featherface.benchmark.roofline import counted, measured_roofs, median, time
 from featherface.benchmark.speed import v1_or_untrained
 from featherface.config import TrainConfig
 from featherface.data.annotations import Photo
-from featherface.data.augment import TrainingTransform, crop
 from featherface.data.cache import PhotoCache, build_cache, make_batches
-from featherface.data.loader import EpochSampler, worker_count
+from featherface.data.loader import EpochSampler, FaceDataset, worker_count
 from featherface.data.mixing import mix
 from featherface.data.widerface import read_split
 from featherface.detector import normalise
 from featherface.distributed import pick_device
 from featherface.files import write_text
-from featherface.images import open_photo
+from featherface.images import open_photo, read_window
 from featherface.models.networks import FeatherFaceV2
 from featherface.structures import Batch
 from featherface.training.optim import make_ema
@@ -217,16 +216,16 @@ def _loading_rows(
 ) -> list[dict[str, Any]]:
     """Decoding and augmenting as the loader's processes do; with a cache, as the device does."""
     few = photos[:LOADING_PHOTOS]
-    transform = TrainingTransform(config)
+    dataset = FaceDataset(few, config)
 
     def decode() -> None:
-        for photo in few:
-            file = open_photo(photo.path)
-            crop(photo, file, transform.draw(photo, file).window)
+        for index, photo in enumerate(few):
+            plan, _ = dataset.plan(index, open_photo(photo.path))
+            read_window(plan.file, plan.window)
 
     def both() -> None:
-        for photo in few:
-            transform(photo)
+        for index in range(len(few)):
+            dataset.sample(index)
 
     with one_thread():
         decode()
@@ -240,10 +239,9 @@ def _loading_rows(
     plans = next(iter(make_batches(photos, config, device, cache)[0].plans))  # type: ignore[union-attr]
     size = config.image_size
     times = [
-        timed(lambda: cache.render(plans.images, size=size, device=device), device)
-        for _ in range(4)
+        timed(lambda: cache.render(plans.plans, size=size, device=device), device) for _ in range(4)
     ]
-    return [*rows, _row("augment", median(times[1:]), len(plans.images))]
+    return [*rows, _row("augment", median(times[1:]), len(plans.plans))]
 
 
 def _whole_row(bench: Bench, batches: Iterator[Batch], rounds: int) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """Batches for training: seeded samples, a sampler that can resume, padding of the faces.
 
-Every sample is drawn from (seed, epoch, index) alone, so a run gives the same data whatever the
-number of workers, and goes on in the middle of an epoch as if it had never stopped.
+Every sample is drawn from (seed, epoch, index) alone, so a run gives the same data for any number
+of workers, and continues in the middle of an epoch exactly where it stopped.
 """
 
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -17,10 +18,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from featherface.config import TrainConfig
 from featherface.data.annotations import Photo
-from featherface.data.augment import TrainingTransform
-from featherface.data.render import plan_row
+from featherface.data.augment import Plan, draw, make_image, place_faces
 from featherface.errors import ConfigError, DataError
-from featherface.images import PhotoFile
+from featherface.images import PhotoFile, open_photo
 from featherface.structures import Batch, Target
 
 MAX_WORKERS = 8
@@ -28,21 +28,10 @@ Key = tuple[int, int]  # (epoch, index)
 
 
 class FaceDataset(Dataset):
-    """Augmented photos, by key (epoch, index) → (image (3, S, S) uint8 RGB, Target).
+    """Augmented photos, by key (epoch, index) → (image (3, S, S) uint8 RGB, Target)."""
 
-    With the headers of the photos' `files`, pixels are made elsewhere (featherface.data.cache):
-    in place of the image comes its plan (NUMBERS,), drawn from the same seed.
-    """
-
-    def __init__(
-        self,
-        photos: Sequence[Photo],
-        config: TrainConfig,
-        files: Sequence[PhotoFile] | None = None,
-    ) -> None:
-        self.photos, self.files = photos, files
-        self.seed = config.seed
-        self.transform = TrainingTransform(config)
+    def __init__(self, photos: Sequence[Photo], config: TrainConfig) -> None:
+        self.photos, self.config = photos, config
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -51,17 +40,33 @@ class FaceDataset(Dataset):
         epoch, index = key
         with torch.random.fork_rng(devices=[]):
             # not torch.manual_seed: it would also reseed the GPUs of the training loop
-            torch.default_generator.manual_seed(_mix(self.seed, epoch, index))
-            if self.files is None:
-                return self.transform(self.photos[index])
-            recipe, place, target = self.transform.place(self.photos[index], self.files[index])
-        return plan_row(index, self.files[index], recipe, place), target
+            torch.default_generator.manual_seed(_mix(self.config.seed, epoch, index))
+            return self.sample(index)
 
-    def __getitems__(self, keys: Sequence[Key]) -> list[tuple[Tensor, Target]] | DataError:
-        """What the loader calls for a batch. An error is returned, and raised by FaceLoader: torch
-        would put the worker's traceback into the message of one that is raised here."""
+    def sample(self, index: int) -> tuple[Tensor, Target]:
+        """Photo `index` augmented at random."""
+        plan, target = self.plan(index, open_photo(self.photos[index].path))
+        return make_image(plan), target
+
+    def plan(self, index: int, file: PhotoFile) -> tuple[Plan, Target]:
+        """A random plan for photo `index`, and the faces that it gives."""
+        photo, config = self.photos[index], self.config
+        scale = config.crop_scale_min, config.crop_scale_max
+        plan = draw(photo, file, size=config.image_size, scale=scale)
+        return plan, place_faces(photo, plan, min_face=config.min_face)
+
+    def collate(self, samples: Sequence[tuple[Tensor, Target]]) -> Any:
+        """A batch from its samples."""
+        return collate(samples)
+
+    def __getitems__(self, keys: Sequence[Key]) -> Any:
+        """The batch of these keys, called by DataLoader.
+
+        Returns a DataError, which FaceLoader raises: torch would put the worker's traceback into
+        the message of an error that is raised here.
+        """
         try:
-            return [self[key] for key in keys]
+            return self.collate([self[key] for key in keys])
         except DataError as error:
             return error
 
@@ -72,18 +77,33 @@ def _mix(*numbers: int) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
 
 
-def shared_batch(photos: int, batch_size: int, processes: int) -> int:
-    """Images a step, of all processes together: the batch size, or the photos where fewer; 0: auto.
+def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
+    """Stack B samples. The images are channels last in memory, as from OpenCV and best for GPUs."""
+    images, targets = zip(*samples, strict=True)
+    # default_collate writes into shared memory when it runs in a worker: one copy less
+    stacked = default_collate([image.permute(1, 2, 0) for image in images])  # (B, S, S, 3)
+    return Batch(stacked.permute(0, 3, 1, 2), pad(targets))
 
-    ConfigError where the processes cannot share them equally, or several ask for auto.
+
+def pad(targets: Sequence[Target]) -> Target:
+    """Targets (F,) of B images → (B, largest F); padding has a zero box, weight 0, mask False."""
+    *faces, labelled = zip(*targets, strict=True)
+    padded = (pad_sequence(list(parts), batch_first=True) for parts in faces)
+    return Target._make((*padded, torch.stack(labelled)))
+
+
+def images_per_step(photos: int, batch_size: int, processes: int) -> int:
+    """The batch of all processes together: `batch_size`, or all photos if fewer. 0 means auto.
+
+    Raises ConfigError if the processes cannot share it equally, or several ask for auto.
     """
     if not batch_size and processes > 1:
         raise ConfigError("--batch-size auto is for one process: give a number with torchrun")
     batch = min(batch_size, photos)
     if batch % processes:
         raise ConfigError(
-            f"a batch of {batch} cannot be shared by {processes} processes: give a --batch-size "
-            "that they divide"
+            f"a batch of {batch} cannot be shared by {processes} processes: choose a --batch-size "
+            "that is a multiple of them"
         )
     return batch
 
@@ -91,20 +111,20 @@ def shared_batch(photos: int, batch_size: int, processes: int) -> int:
 class EpochSampler(Sampler[Key]):
     """Keys (epoch, index) in an order shuffled by (seed, epoch), in full batches.
 
-    The photos that do not fill a last batch are left out, others each epoch; a set smaller than one
-    batch is one short batch. The epoch travels in the keys, so workers may persist.
+    The photos that do not fill a last batch are left out, different ones in each epoch; a set
+    smaller than one batch is one short batch. The epoch is part of the keys, so workers persist.
     """
 
     def __init__(
         self, photos: int, *, batch_size: int, seed: int = 0, shard: tuple[int, int] = (0, 1)
     ) -> None:
-        """shard: the number of this process, and of how many; each takes its part of each batch.
+        """shard: rank and number of processes; each takes its part of each batch.
 
-        ConfigError where the batch has no equal parts.
+        Raises ConfigError if the batch has no equal parts.
         """
         self.photos, self.seed, self.shard = photos, seed, shard
         self.used = photos - photos % batch_size or photos
-        self.batch = shared_batch(photos, batch_size, shard[1])
+        self.batch = images_per_step(photos, batch_size, shard[1])
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
@@ -118,33 +138,16 @@ class EpochSampler(Sampler[Key]):
     def __iter__(self) -> Iterator[Key]:
         generator = torch.Generator().manual_seed(_mix(self.seed, self.epoch))
         order = torch.randperm(self.photos, generator=generator).tolist()
-        epoch, (number, processes) = self.epoch, self.shard
+        epoch, (rank, processes) = self.epoch, self.shard
         part = self.batch // processes
-        starts = range(self.start + number * part, self.used, self.batch)
+        starts = range(self.start + rank * part, self.used, self.batch)
         return iter([(epoch, index) for at in starts for index in order[at : at + part]])
 
 
-def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
-    """Stack B samples; faces are padded to the largest count: zero box, weight 0, mask False.
-
-    The images are channels last in memory, as OpenCV decodes and as GPUs like them. Plans in place
-    of images are stacked to (B, NUMBERS).
-    """
-    images, targets = zip(*samples, strict=True)
-    *faces, labelled = zip(*targets, strict=True)
-    padded = (pad_sequence(list(parts), batch_first=True) for parts in faces)
-    target = Target._make((*padded, torch.stack(labelled)))
-    if images[0].ndim == 1:
-        return Batch(torch.stack(images), target)
-    # default_collate writes into shared memory when it runs in a worker: one copy less
-    stacked = default_collate([image.permute(1, 2, 0) for image in images])  # (B, S, S, 3)
-    return Batch(stacked.permute(0, 3, 1, 2), target)
-
-
 class FaceLoader(DataLoader):
-    """A DataLoader that yields Batch and raises the DataErrors that its workers met."""
+    """A DataLoader that yields what its dataset collates, and raises its workers' DataErrors."""
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         batches = super().__iter__()
         while True:
             try:
@@ -153,8 +156,8 @@ class FaceLoader(DataLoader):
                 if "DataLoader worker" not in str(error):
                     raise
                 raise DataError(
-                    "a loader process was ended from outside, often for want of memory: go on "
-                    "with --resume and a lower --num-workers"
+                    "a loader process was killed, often for lack of memory: continue with "
+                    "--resume and a lower --num-workers"
                 ) from error
             if batch is None:
                 return
@@ -165,14 +168,43 @@ class FaceLoader(DataLoader):
             yield batch
 
 
-def _collate_or_pass(samples: Sequence[tuple[Tensor, Target]] | DataError) -> Batch | DataError:
-    return samples if isinstance(samples, DataError) else collate(samples)
+def make_loader(
+    dataset: FaceDataset, *, shard: tuple[int, int] = (0, 1)
+) -> tuple[FaceLoader, EpochSampler]:
+    """Training batches of a dataset; call `sampler.set_epoch` before each pass.
+
+    shard: rank and number of processes; each gets its equal part of every batch. Raises DataError
+    if there are no photos.
+    """
+    if not len(dataset):
+        raise DataError("no photos to train on: the annotation names none")
+    config = dataset.config
+    sampler = EpochSampler(
+        len(dataset), batch_size=config.batch_size, seed=config.seed, shard=shard
+    )
+    workers = worker_count(config.num_workers)
+    loader = FaceLoader(
+        dataset,
+        batch_size=sampler.batch // shard[1],
+        sampler=sampler,
+        collate_fn=_as_it_is,  # the dataset has collated
+        num_workers=workers,
+        worker_init_fn=one_thread,
+        pin_memory=torch.cuda.is_available() and config.device.startswith(("auto", "cuda")),
+        persistent_workers=workers > 0,
+        generator=torch.Generator(),  # its own: the global one belongs to mixing and DropBlock
+    )
+    return loader, sampler
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def worker_count(num_workers: int) -> int:
-    """The number of loader processes: −1 is one a core that this process may use, at most 8.
+    """The number of loader processes: −1 is one per core that this process may use, at most 8.
 
-    Of several training processes on one machine (torchrun) each takes its share of the cores.
+    Several training processes of one machine (torchrun) divide its cores.
     """
     if num_workers >= 0:
         return num_workers
@@ -183,39 +215,9 @@ def worker_count(num_workers: int) -> int:
     return max(1, min(MAX_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def make_loader(
-    photos: Sequence[Photo],
-    config: TrainConfig,
-    *,
-    files: Sequence[PhotoFile] | None = None,
-    shard: tuple[int, int] = (0, 1),
-) -> tuple[FaceLoader, EpochSampler]:
-    """Training batches of `photos`; call `sampler.set_epoch` before each pass.
-
-    files: give plans in place of images, see FaceDataset. shard: which of how many processes this
-    is; each gets its equal part of every batch. Raises DataError if there are no photos.
-    """
-    if not photos:
-        raise DataError("no photos to train on: the annotation names none")
-    sampler = EpochSampler(len(photos), batch_size=config.batch_size, seed=config.seed, shard=shard)
-    workers = worker_count(config.num_workers)
-    loader = FaceLoader(
-        FaceDataset(photos, config, files),
-        batch_size=sampler.batch // shard[1],
-        sampler=sampler,
-        collate_fn=_collate_or_pass,
-        num_workers=workers,
-        worker_init_fn=one_thread,
-        pin_memory=torch.cuda.is_available() and config.device.startswith(("auto", "cuda")),
-        persistent_workers=workers > 0,
-        generator=torch.Generator(),  # its own: the global one belongs to mixing and DropBlock
-    )
-    return loader, sampler
-
-
 def one_thread(worker: int) -> None:
-    """Workers share the cores; threads inside each would only get in each other's way."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # the training process's to handle
+    """Set up a worker: one thread, as workers share the cores, and signals left to the parent."""
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

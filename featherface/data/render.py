@@ -1,11 +1,11 @@
-"""The pixels of a whole augmented batch, made on the device from photos that lie there decoded.
+"""Make the pixels of a batch of plans on the device, from photos that are decoded there.
 
 Crop, resize, padding and mirror image of a photo are one linear map of its rows and one of its
 columns, so a batch is two batched matrix products with the very weights of torchvision's
 antialiased bilinear resize (a triangle as wide as the shrinking asks for), which grid_sample lacks.
-Most weights are 0; tensor cores do the work all the same in less time than the memory takes. Then
-one 3 × 3 product a pixel for the colours. Half precision on a GPU (errors below a twentieth of a
-grey level), float32 elsewhere.
+Most weights are 0, yet tensor cores need less time for them than memory does. One 3 × 3 product per
+pixel then changes the colours. Half precision on a GPU (errors below a twentieth of a grey level),
+float32 elsewhere.
 """
 
 from typing import NamedTuple
@@ -14,62 +14,59 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featherface.data.augment import FILL_RGB, LUMA, Place, Recipe, colour_matrix, colour_offset
-from featherface.images import PhotoFile
+from featherface.data.augment import FILL_RGB, LUMA, Plan, colour_matrix, colour_offset
 
-NUMBERS = 20  # of a Plan, as one row
+NUMBERS = 20  # of a plan, as one row
 
 
-class Plan(NamedTuple):
-    """How B training images are made from photos. Leading shape (B,)."""
+class Plans(NamedTuple):
+    """Plans of B training images as tensors. Leading shape (B,)."""
 
-    photo: Tensor  # () which one
+    photo: Tensor  # () index of the photo
     source: Tensor  # (2, 2) start and end of its visible part: of x, of y, as shares of its sides
-    place: Tensor  # (2, 2) start and end in the training image: of x, of y, pixels before the flip
+    shown: Tensor  # (2, 2) the same in the training image: of x, of y, pixels before the flip
     flip: Tensor  # () 1: mirrored
     colour: Tensor  # (3, 3) on (r, g, b)
     offset: Tensor  # () added to each channel, times the mean luma of the visible part
 
     @classmethod
-    def from_rows(cls, rows: Tensor) -> "Plan":
+    def from_rows(cls, rows: Tensor) -> "Plans":
         """(B, NUMBERS), see `plan_row`."""
-        photo, source, place, flip, colour, offset = rows.split((1, 4, 4, 1, 9, 1), dim=1)
+        photo, source, shown, flip, colour, offset = rows.split((1, 4, 4, 1, 9, 1), dim=1)
         return cls(
             photo[:, 0].long(),
             source.unflatten(1, (2, 2)),
-            place.unflatten(1, (2, 2)),
+            shown.unflatten(1, (2, 2)),
             flip[:, 0],
             colour.unflatten(1, (3, 3)),
             offset[:, 0],
         )
 
 
-def plan_row(index: int, file: PhotoFile, recipe: Recipe, place: Place) -> Tensor:
-    """One image's plan as (NUMBERS,) float64, which a loader process can hand over."""
-    shrink = recipe.window.shrink
-    columns, rows = file.inside(recipe.window)
+def plan_row(index: int, plan: Plan) -> Tensor:
+    """The plan for photo `index` as (NUMBERS,) float64, which a loader process can hand over."""
+    file, shrink = plan.file, plan.window.shrink
+    columns, rows = file.inside(plan.window)
     source = (
         *(shrink * x / file.width for x in (columns.start, columns.stop)),
         *(shrink * y / file.height for y in (rows.start, rows.stop)),
     )
-    numbers = (
-        *(index, *source, place.left, place.right, place.top, place.bottom, recipe.flip),
-        *(*colour_matrix(recipe.colour).flat, colour_offset(recipe.colour)),
-    )
-    return torch.from_numpy(np.array(numbers, np.float64))
+    shown = [edge for part in plan.shown for edge in (part.start, part.stop)]
+    colour = *colour_matrix(plan.colour).flat, colour_offset(plan.colour)
+    return torch.from_numpy(np.array((index, *source, *shown, plan.flip, *colour), np.float64))
 
 
 def sampling_weights(
-    source: Tensor, place: Tensor, length: Tensor, *, size: int, first: Tensor, taps: int
+    source: Tensor, shown: Tensor, length: Tensor, *, size: int, first: Tensor, taps: int
 ) -> Tensor:
-    """What each of `taps` pixels from `first` (B,) on gives to each of `size`: (B, size, taps).
+    """The share of each of `taps` pixels from `first` (B,) on in each of `size`: (B, size, taps).
 
-    source (B, 2) start and end in the photo of `length` (B,) pixels; place (B, 2) start and end
+    source (B, 2) start and end in the photo of `length` (B,) pixels; shown (B, 2) start and end
     in the result, outside of which all weights are 0. The weights of torch's interpolate with
     antialias=True: inside the source only, and they add up to 1.
     """
     start, end = (part[:, None] for part in source.unbind(1))  # (B, 1) each
-    left, right = (part[:, None] for part in place.unbind(1))
+    left, right = (part[:, None] for part in shown.unbind(1))
     scale = (end - start) / (right - left)
     result = torch.arange(size, device=source.device) + 0.5  # (size,) centres
     low = start.floor().clamp(min=0.0)
@@ -105,7 +102,7 @@ def resample(rows: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
 def recolour(pixels: Tensor, covered: Tensor, colour: Tensor, offset: Tensor) -> Tensor:
     """Change the colours and fill the outside: (B, S, 3, S) → (B, 3, S, S) uint8, channels last.
 
-    pixels: 0 outside `covered` (B, S, S). colour, offset: as in Plan.
+    pixels: 0 outside `covered` (B, S, S). colour, offset: as in Plans.
     """
     device = pixels.device
     channels = pixels.sum((1, 3)) / covered.sum((1, 2))[:, None]  # (B, 3) of the visible part
@@ -119,30 +116,30 @@ _CONSTANTS: dict[tuple, Tensor] = {}
 
 
 def _constant(values: tuple, device: torch.device) -> Tensor:
-    """A small tensor that is copied to the device once: a copy makes the host wait for it."""
+    """A small tensor that is copied to the device once: copying makes the host wait."""
     key = (values, device)
     if key not in _CONSTANTS:
         _CONSTANTS[key] = torch.tensor(values, dtype=torch.float32, device=device)
     return _CONSTANTS[key]
 
 
-def render(rows: Tensor, first: Tensor, sizes: Tensor, plan: Plan, *, size: int) -> Tensor:
+def render(rows: Tensor, first: Tensor, sizes: Tensor, plans: Plans, *, size: int) -> Tensor:
     """(B, 3, size, size) uint8 RGB, channels last in memory.
 
     rows (B, h, 3, w) uint8: of each photo the h rows from `first` (B,) on, all of its columns;
-    sizes (B, 2): height and width of the photo there, of whose pixels the plan's source is given
+    sizes (B, 2): height and width of the photo there, of whose pixels the plans' source is given
     here; everything is float32, on the same device.
     """
-    source_x, source_y = plan.source.unbind(1)  # (B, 2) each
-    place_x, place_y = plan.place.unbind(1)
+    source_x, source_y = plans.source.unbind(1)  # (B, 2) each
+    shown_x, shown_y = plans.shown.unbind(1)
     height, width = sizes.unbind(1)
     zero = torch.zeros_like(first)
     vertical = sampling_weights(
-        source_y, place_y, height, size=size, first=first, taps=rows.shape[1]
+        source_y, shown_y, height, size=size, first=first, taps=rows.shape[1]
     )
     horizontal = sampling_weights(
-        source_x, place_x, width, size=size, first=zero, taps=rows.shape[3]
+        source_x, shown_x, width, size=size, first=zero, taps=rows.shape[3]
     )
-    horizontal = mirrored(horizontal, plan.flip)
+    horizontal = mirrored(horizontal, plans.flip)
     covered = (vertical.sum(-1) > 0)[:, :, None] & (horizontal.sum(-1) > 0)[:, None, :]
-    return recolour(resample(rows, vertical, horizontal), covered, plan.colour, plan.offset)
+    return recolour(resample(rows, vertical, horizontal), covered, plans.colour, plans.offset)

@@ -11,7 +11,7 @@ import torch
 from featherface.checkpoint import load_model
 from featherface.config import PRESETS, TrainConfig
 from featherface.data.annotations import Photo
-from featherface.data.loader import make_loader, worker_count
+from featherface.data.loader import FaceDataset, make_loader, worker_count
 from featherface.data.mixing import cutmix, mixup
 from featherface.data.widerface import HOW_TO_GET, read_split, verify
 from featherface.distributed import pick_device
@@ -171,7 +171,7 @@ def show_schedule(current: Session) -> None:
 def show_samples(current: Session) -> None:
     """What the network sees: four augmented crops, four of MixUp, four of CutMix."""
     config = current.config.replace(batch_size=4, num_workers=0)
-    loader, _ = make_loader(training_photos(config), config)
+    loader, _ = make_loader(FaceDataset(training_photos(config), config))
     images, targets = next(iter(loader))
     generator = torch.Generator().manual_seed(config.seed)
     rows = [("augmented: crop, flip, colours", draw_targets(images.float(), targets))]

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from featherface.config import TrainConfig
 from featherface.data.annotations import Photo
 from featherface.data.cache import build_cache, make_batches
-from featherface.data.loader import shared_batch
+from featherface.data.loader import images_per_step
 from featherface.data.mixing import mix
 from featherface.data.widerface import fingerprint, read_split, read_unlabelled
 from featherface.detector import normalise
@@ -136,7 +136,7 @@ def train(
         torch.manual_seed(config.seed)
         seed_device(config.seed + process.number, process.device)
         photos = training_photos(config)
-        shared_batch(len(photos), config.batch_size, process.total)  # before a long decoding
+        images_per_step(len(photos), config.batch_size, process.total)  # before a long decoding
         cache = build_cache(
             photos,
             config,

@@ -549,7 +549,7 @@ def fitting_batch(device: torch.device, trial: Callable[[int], None], *, photos:
 
     trial: runs one training step of so many images. On CUDA by trying ever larger ones; on a CPU,
     where the system would end the process instead, from what one image keeps for its gradient.
-    Of one process: several would wait for each other in vain (`shared_batch` refuses them).
+    Of one process: several would wait for each other in vain (`images_per_step` refuses them).
     """
     if device.type == "cuda":
         most = min(LARGEST_BATCH, photos)

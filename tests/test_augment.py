@@ -1,4 +1,4 @@
-"""Augmentation keeps boxes and landmarks on their pixels, and photos of every kind are survived."""
+"""Augmentation keeps boxes and landmarks on their pixels, and copes with photos of every kind."""
 
 from dataclasses import replace
 
@@ -11,42 +11,39 @@ from PIL import Image as PilImage
 from tiny_sets import FACE_COLOUR, make_photo, write_photo
 from torchvision.ops import box_convert, box_iou
 from torchvision.transforms.v2 import functional as F
-from torchvision.tv_tensors import BoundingBoxes, BoundingBoxFormat, Image, KeyPoints
 
 from featherface.anchors import make_anchors, match
-from featherface.config import TrainConfig
-from featherface.data import augment as augmentation
+from featherface.data import augment
 from featherface.data.annotations import Photo
 from featherface.data.augment import (
     FILL_RGB,
     IGNORE_VISIBLE,
     Colour,
-    Sample,
-    TrainingTransform,
+    Plan,
     change_colour,
-    crop,
+    draw,
     draw_colour,
-    fill_outside,
-    flip_faces,
-    to_target,
+    make_image,
+    place_faces,
 )
 from featherface.errors import DataError
 from featherface.images import Window, decode, is_complete, open_photo
 from featherface.structures import Target
 
-PLAIN = TrainConfig(image_size=96)
+SIZE, PLAIN = 96, Colour()
 
 
-@pytest.fixture(autouse=True)
-def _only_crops(monkeypatch):
-    """Tests that want other changes ask for them."""
-    monkeypatch.setattr(augmentation, "FLIP_PROB", 0.0)
-    monkeypatch.setattr(augmentation, "COLOUR_PROB", 0.0)
-
-
-def augment(photo, config=PLAIN, seed=0):
+def augmented(photo, *, seed=0, scale=(0.3, 2.0), size=SIZE, colour=PLAIN, flip=None):
+    """A drawn crop with the given colours and flip (None: drawn): image, Target."""
     torch.manual_seed(seed)
-    return TrainingTransform(config)(photo)
+    plan = draw(photo, open_photo(photo.path), size=size, scale=scale)
+    plan = plan._replace(colour=colour, flip=plan.flip if flip is None else flip)
+    return make_image(plan), place_faces(photo, plan, min_face=4.0)
+
+
+def planned(photo, window, *, size=None, **changes):
+    """A given crop, by default not resized: its Plan."""
+    return Plan(open_photo(photo.path), window, size or window.side, **changes)
 
 
 def is_green(image):
@@ -54,67 +51,63 @@ def is_green(image):
     return (image[1].int() - image[0].int() > 80) & (image[1].int() - image[2].int() > 60)
 
 
-def sample_of(pixels, boxes, landmarks, mask):
-    height, width = pixels.shape[-2:]
-    size = {"canvas_size": (height, width)}
-    return Sample(
-        image=Image(pixels),
-        boxes=BoundingBoxes(boxes, format=BoundingBoxFormat.XYXY, **size),
-        landmarks=KeyPoints(landmarks, **size),
-        landmark_mask=mask,
-        ignore=torch.zeros(len(boxes), dtype=torch.bool),
-        padding=[0, 0, 0, 0],
-        labelled=True,
-    )
+def photo_with(tmp_path, boxes, points=None):
+    """A photo of 100 × 80 with these boxes, whose pixels do not show them."""
+    path = tmp_path / "a.png"
+    write_photo(path, width=100, height=80)
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    points = np.zeros((len(boxes), 5, 2)) if points is None else points
+    mask = np.ones((len(boxes), 5), bool)
+    return Photo(path, path.name, boxes, np.array(points, np.float32), mask)
+
+
+def placed(photo, window, *, min_face=1.0, **changes):
+    return place_faces(photo, planned(photo, window, **changes), min_face=min_face)
 
 
 # Flip ------------------------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**31), st.integers(1, 33), st.integers(1, 33), st.integers(0, 3))
-def test_flipping_twice_gives_the_same_sample(seed, width, height, faces):
-    generator = torch.Generator().manual_seed(seed)
-    pixels = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
-    boxes = torch.rand(faces, 4, generator=generator).sort(dim=1).values[:, [0, 1, 2, 3]] * width
-    landmarks = torch.rand(faces, 5, 2, generator=generator) * width
-    mask = torch.rand(faces, 5, generator=generator) < 0.5
-    once = flip_faces(sample_of(pixels, boxes, landmarks, mask))
-    twice = flip_faces(once)
-    assert torch.equal(twice["image"], pixels)
-    torch.testing.assert_close(torch.Tensor(twice["boxes"]), boxes)
-    torch.testing.assert_close(torch.Tensor(twice["landmarks"]), landmarks)
-    assert torch.equal(twice["landmark_mask"], mask)
-    assert (once["boxes"][:, 2] >= once["boxes"][:, 0]).all()
+@given(st.integers(0, 2**31), st.integers(1, 90), st.integers(-40, 40), st.integers(0, 3))
+def test_a_flip_mirrors_pixels_boxes_and_points(tmp_path_factory, seed, side, left, faces):
+    random = np.random.default_rng(seed)
+    corners = np.sort(random.uniform(-5, 85, (faces, 2, 2)), axis=1).reshape(-1, 4)
+    points = random.uniform(0, 80, (faces, 5, 2))
+    photo = photo_with(tmp_path_factory.getbasetemp(), corners, points)
+    plan = planned(photo, Window(left, left, max(side, 1 - left), 1), size=48)
+    mirrored = plan._replace(flip=True)
+    assert torch.equal(make_image(mirrored), make_image(plan).flip(-1))
+    one, other = (place_faces(photo, each, min_face=1.0) for each in (plan, mirrored))
+    boxes = other.boxes[:, [2, 1, 0, 3]]
+    boxes[:, ::2] = 48 - boxes[:, ::2]
+    torch.testing.assert_close(boxes, one.boxes)
+    swapped = [1, 0, 2, 4, 3]  # left and right change sides
+    expected = torch.stack((48 - one.landmarks[..., 0], one.landmarks[..., 1]), -1)[:, swapped]
+    torch.testing.assert_close(other.landmarks, expected)
+    assert torch.equal(other.landmark_mask, one.landmark_mask[:, swapped])
+    assert torch.equal(other.ignore, one.ignore)
 
 
-def test_flip_mirrors_points_as_boxes_and_swaps_left_and_right():
-    pixels = torch.zeros(3, 8, 10, dtype=torch.uint8)
-    pixels[:, 2, 1] = 255  # the left eye's pixel, 1..2
+def test_a_flip_maps_points_as_boxes(tmp_path):
     eyes = [(1.5, 2.5), (6.5, 2.5), (4.0, 4.0), (2.0, 6.0), (6.0, 6.0)]
-    mask = torch.tensor([[True, False, True, True, False]])
-    sample = sample_of(pixels, torch.tensor([[1.0, 2.0, 7.0, 7.0]]), torch.tensor([eyes]), mask)
-    flipped = flip_faces(sample)
-    assert flipped["boxes"].tolist() == [[3.0, 2.0, 9.0, 7.0]]
+    target = placed(photo_with(tmp_path, [(1, 2, 7, 7)], [eyes]), Window(0, 0, 10, 1), flip=True)
+    assert target.boxes.tolist() == [[3.0, 2.0, 9.0, 7.0]]
     expected = [(3.5, 2.5), (8.5, 2.5), (6.0, 4.0), (4.0, 6.0), (8.0, 6.0)]
-    assert flipped["landmarks"].tolist() == [[list(point) for point in expected]]
-    assert flipped["landmark_mask"].tolist() == [[False, True, True, False, True]]
-    x, y = flipped["landmarks"][0, 1].int().tolist()
-    assert flipped["image"][0, y, x] == 255
+    assert target.landmarks.tolist() == [[list(point) for point in expected]]
 
 
 # Crop, resize: coordinates and pixels ----------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["photo.png", "photo.jpg"])
-@pytest.mark.parametrize("flip", [0.0, 1.0])
-def test_boxes_and_landmarks_land_on_their_pixels(tmp_path, monkeypatch, name, flip):
-    monkeypatch.setattr(augmentation, "FLIP_PROB", flip)
+@pytest.mark.parametrize("flip", [False, True])
+def test_boxes_and_landmarks_are_on_their_pixels(tmp_path, name, flip):
     given_boxes = ((20, 10, 60, 50), (100, 60, 130, 100))
     photo = make_photo(tmp_path / name, width=180, height=120, boxes=given_boxes)
     checked = 0
-    for seed in range(40):
-        image, target = augment(photo, PLAIN, seed)
+    for seed in range(30):
+        image, target = augmented(photo, seed=seed, flip=flip)
         green = is_green(image)
         covered = torch.zeros_like(green)
         for box, points, mask in zip(
@@ -130,28 +123,23 @@ def test_boxes_and_landmarks_land_on_their_pixels(tmp_path, monkeypatch, name, f
             checked += 1
         if len(target.boxes) == len(given_boxes):
             assert not green[~covered].any(), f"seed {seed}: face outside the boxes"
-    assert checked > 40
+    assert checked > 30
 
 
 def test_shrunk_decoding_gives_the_same_geometry_as_full(tmp_path):
     boxes = ((200, 160, 520, 560), (900, 640, 1100, 900))
     photo = make_photo(tmp_path / "large.jpg", width=1283, height=1021, boxes=boxes)
-    file = open_photo(photo.path)
     results = {}
     for shrink in (1, 2, 4, 8):
         window = Window(-64 // shrink, 32 // shrink, 1280 // shrink, shrink)
-        sample = fill_outside(crop(photo, file, window))
-        scale = 160 / (1280 // shrink)
-        results[shrink] = (
-            F.resize(sample["image"], [160, 160], antialias=True).float(),
-            sample["boxes"] * scale,
-            sample["landmarks"] * scale,
-        )
-    image, full_boxes, full_points = results.pop(1)
-    for shrink, (other, its_boxes, its_points) in results.items():
-        torch.testing.assert_close(its_boxes, full_boxes, atol=1e-3, rtol=0)
-        torch.testing.assert_close(its_points, full_points, atol=1e-3, rtol=0)
-        assert (image - other).abs().mean() < 2, f"1/{shrink} shows something else"
+        plan, scale = planned(photo, window), 160 / window.side
+        target = place_faces(photo, plan, min_face=1.0)
+        image = F.resize(make_image(plan), [160, 160], antialias=True)
+        results[shrink] = image, target.boxes * scale, target.landmarks * scale
+    image, *full = results.pop(1)
+    for shrink, (other, *faces) in results.items():
+        torch.testing.assert_close(faces, full, atol=1e-3, rtol=0)
+        assert (image.float() - other.float()).abs().mean() < 2, f"1/{shrink} shows something else"
         assert (is_green(image) != is_green(other)).float().mean() < 0.01
 
 
@@ -165,44 +153,28 @@ def test_photos_are_never_shrunk_below_the_training_size(tmp_path, side, size, s
     assert open_photo(tmp_path / "a.png").shrink_for(side, size) == 1
 
 
-def test_a_large_photo_is_decoded_shrunk_in_training(tmp_path, monkeypatch):
+def test_large_photos_are_decoded_shrunk(tmp_path):
     photo = make_photo(tmp_path / "large.jpg", width=900, height=800, boxes=((10, 10, 700, 700),))
-    shrinks = []
-
-    def spy(file, shrink=1):
-        shrinks.append(shrink)
-        return decode(file, shrink)
-
-    monkeypatch.setattr("featherface.images.decode", spy)
-    image, _ = augment(photo, PLAIN.replace(crop_scale_min=1.0))
-    assert image.shape == (3, 96, 96)
-    assert shrinks[0] in (8, 4)  # 800..1600 pixels for 96
+    plan = draw(photo, open_photo(photo.path), size=SIZE, scale=(1.0, 2.0))
+    assert plan.window.shrink == 8  # 800 to 1,600 pixels for 96
+    assert make_image(plan).shape == (3, SIZE, SIZE)
 
 
-def test_crops_beyond_the_photo_hold_all_of_it_on_the_mean_colour(tmp_path, monkeypatch):
-    monkeypatch.setattr(augmentation, "COLOUR_PROB", 1.0)
+def test_crops_beyond_the_photo_hold_all_of_it_on_the_mean_colour(tmp_path):
     photo = make_photo(tmp_path / "a.png", width=50, height=40, boxes=((5, 5, 20, 25),))
-    config = PLAIN.replace(crop_scale_min=2.0)
     fill = torch.tensor(FILL_RGB).to(torch.uint8)
     corners = set()
     for seed in range(12):
-        image, target = augment(photo, config, seed)
+        image, target = augmented(
+            photo, seed=seed, scale=(2.0, 2.0), colour=Colour(1.1, 0.7, 1.3, 0.04), flip=False
+        )
         x1, y1, x2, y2 = target.boxes[0].tolist()
         assert (x2 - x1, y2 - y1) == pytest.approx((15 * 96 / 80, 20 * 96 / 80), rel=1 / 40)
         outside = (image == fill[:, None, None]).all(0).float().mean()
         assert outside == pytest.approx(1 - 50 * 40 / 80**2, abs=0.05)
         corners.add((round(x1), round(y1)))
-    assert len(corners) > 6  # the photo's place is random
+    assert len(corners) > 6  # the photo's position is random
     assert FILL_RGB == (123, 117, 104)
-
-
-def sample_with(tmp_path, boxes, window, points=None):
-    photo = make_photo(tmp_path / "a.png", width=100, height=80, boxes=())
-    boxes = np.array(boxes, np.float32).reshape(-1, 4)
-    points = np.zeros((len(boxes), 5, 2), np.float32) if points is None else points
-    mask = np.ones((len(boxes), 5), bool)
-    photo = Photo(photo.path, photo.name, boxes, np.array(points, np.float32), mask)
-    return crop(photo, open_photo(photo.path), window)
 
 
 def test_a_face_is_kept_by_its_centre_ignored_by_a_part_and_dropped_outside(tmp_path):
@@ -213,21 +185,19 @@ def test_a_face_is_kept_by_its_centre_ignored_by_a_part_and_dropped_outside(tmp_
         (39, 10, 80, 30),  # 1 of 41 columns visible
         (50, 50, 70, 70),  # outside
     ]
-    sample = sample_with(tmp_path, boxes, Window(0, 0, 40, 1))
-    assert sample["boxes"].tolist() == [[10, 10, 30, 30], [30, 10, 40, 30], [30, 20, 40, 40]]
-    assert sample["ignore"].tolist() == [False, False, True]
+    target = placed(photo_with(tmp_path, boxes), Window(0, 0, 40, 1))
+    assert target.boxes.tolist() == [[10, 10, 30, 30], [30, 10, 40, 30], [30, 20, 40, 40]]
+    assert target.ignore.tolist() == [False, False, True]
     assert 1 / 41 < IGNORE_VISIBLE < 1 / 3
 
 
 def test_invalid_faces_become_ignored_ones(tmp_path):
     photo = make_photo(tmp_path / "a.png", width=96, height=96, boxes=((10, 10, 42, 42),))
     invalid = np.array([(50, 50, 82, 82), (200, 10, 220, 30)], np.float32)  # in and out of sight
-    photo = replace(photo, ignored_boxes=invalid)
-    sample = crop(photo, open_photo(photo.path), Window(0, 0, 96, 1))
-    assert sample["boxes"].tolist() == [[10, 10, 42, 42], [50, 50, 82, 82]]
-    assert sample["ignore"].tolist() == [False, True]
-    assert sample["landmark_mask"].tolist() == [[True] * 5, [False] * 5]
-    target = to_target(sample, min_face=1.0)
+    target = placed(replace(photo, ignored_boxes=invalid), Window(0, 0, 96, 1))
+    assert target.boxes.tolist() == [[10, 10, 42, 42], [50, 50, 82, 82]]
+    assert target.ignore.tolist() == [False, True]
+    assert target.landmark_mask.tolist() == [[True] * 5, [False] * 5]
     anchors = make_anchors(96, 96)
     found = match(Target(*(part[None] for part in target)), anchors)
     on_it = box_iou(target.boxes[1:], box_convert(anchors, "cxcywh", "xyxy"))[0] >= 0.35
@@ -235,21 +205,42 @@ def test_invalid_faces_become_ignored_ones(tmp_path):
     assert found.positive.any() and not (found.positive[0] & on_it).any()
 
 
-def test_a_crop_looks_for_valid_faces_only(tmp_path):
+def test_crops_look_for_valid_faces_only(tmp_path):
     photo = make_photo(tmp_path / "a.png", width=300, height=60, boxes=((250, 20, 280, 50),))
     photo = replace(photo, ignored_boxes=np.array([(20, 20, 50, 50)], np.float32))
     for seed in range(8):
-        target = augment(photo, PLAIN.replace(crop_scale_min=1.0, crop_scale_max=1.0), seed)[1]
-        assert not target.ignore.all()
+        assert not augmented(photo, seed=seed, scale=(1.0, 1.0))[1].ignore.all()
+
+
+def test_crops_look_for_a_face(tmp_path):
+    photo = make_photo(tmp_path / "a.png", width=200, height=120, boxes=((30, 30, 50, 50),))
+    found = sum(len(augmented(photo, seed=seed, scale=(0.3, 0.5))[1].boxes) for seed in range(30))
+    assert found == 30  # a single draw finds this face about once in six
+
+
+def test_crops_of_an_unlabelled_photo_look_at_its_focus(tmp_path):
+    path = tmp_path / "a.png"
+    write_photo(path, width=200, height=120)
+    held = [0, 0]
+    for kind, focus in enumerate(([(30, 30, 50, 50)], [])):
+        boxes = np.array(focus, np.float32).reshape(-1, 4)
+        photo = Photo.unlabelled(path, "a", boxes)
+        for seed in range(30):
+            torch.manual_seed(seed)
+            plan = draw(photo, open_photo(path), size=SIZE, scale=(0.3, 0.5))
+            left, top, side, _ = plan.window
+            held[kind] += left <= 40 < left + side and top <= 40 < top + side
+            target = place_faces(photo, plan, min_face=1.0)
+            assert len(target.boxes) == 0 and not target.labelled
+    assert held[0] == 30 and held[1] < 15
 
 
 def test_landmarks_outside_the_crop_or_the_photo_are_masked(tmp_path):
     points = [[(5, 5), (45, 5), (-3, 5), (20, 85), (40, 39.9)]]
-    sample = sample_with(tmp_path, [(0, 0, 40, 40)], Window(-10, -10, 50, 1), points)
-    assert sample["landmark_mask"].tolist() == [[True, False, False, False, False]]
-    moved = fill_outside(sample)
-    assert moved["landmarks"][0, 0].tolist() == [15, 15]
-    assert moved["boxes"].tolist() == [[10, 10, 50, 50]]
+    target = placed(photo_with(tmp_path, [(0, 0, 40, 40)], points), Window(-10, -10, 50, 1))
+    assert target.landmark_mask.tolist() == [[True, False, False, False, False]]
+    assert target.landmarks[0, 0].tolist() == [15, 15]
+    assert target.boxes.tolist() == [[10, 10, 50, 50]]
 
 
 @settings(max_examples=60, deadline=None)
@@ -258,32 +249,25 @@ def test_landmarks_outside_the_crop_or_the_photo_are_masked(tmp_path):
     st.integers(-60, 99),
     st.integers(-60, 79),
     st.integers(1, 160),
+    st.integers(1, 160),
 )
-def test_no_crop_gives_a_face_without_area(tmp_path_factory, boxes, left, top, side):
+def test_no_crop_gives_a_face_without_area(tmp_path_factory, boxes, left, top, side, size):
     side = max(side, 1 - left, 1 - top)  # at least one pixel of the photo
     boxes = [(min(a, c), min(b, d), max(a, c), max(b, d)) for a, b, c, d in boxes]
-    sample = fill_outside(
-        sample_with(tmp_path_factory.getbasetemp(), boxes, Window(left, top, side, 1))
-    )
-    target = to_target(sample, min_face=4.0)
+    photo = photo_with(tmp_path_factory.getbasetemp(), boxes)
+    plan = planned(photo, Window(left, top, side, 1), size=size)
+    target = place_faces(photo, plan, min_face=4.0)
     sizes = target.boxes[:, 2:] - target.boxes[:, :2]
-    assert sample["image"].shape == (3, side, side)
-    assert (sizes > 0).all() and (target.boxes >= 0).all() and (target.boxes <= side).all()
+    assert make_image(plan).shape == (3, size, size)
+    assert (sizes > 0).all() and (target.boxes >= 0).all() and (target.boxes <= size).all()
     assert (target.ignore | (sizes.amin(1) >= 4)).all()
 
 
 def test_small_faces_are_ignored_not_dropped(tmp_path):
-    sample = sample_with(tmp_path, [(10, 10, 13.9, 30), (10, 10, 14, 30)], Window(0, 0, 80, 1))
-    target = to_target(sample, min_face=4.0)
+    photo = photo_with(tmp_path, [(10, 10, 13.9, 30), (10, 10, 14, 30)])
+    target = placed(photo, Window(0, 0, 80, 1), min_face=4.0)
     assert target.ignore.tolist() == [True, False]
     assert target.weight.tolist() == [1.0, 1.0]
-
-
-def test_crops_look_for_a_face(tmp_path):
-    photo = make_photo(tmp_path / "a.png", width=200, height=120, boxes=((30, 30, 50, 50),))
-    config = PLAIN.replace(crop_scale_max=0.5)
-    found = sum(len(augment(photo, config, seed)[1].boxes) for seed in range(30))
-    assert found == 30  # a single draw finds this face about once in six
 
 
 # Colours ---------------------------------------------------------------------------------
@@ -294,9 +278,7 @@ def colours(seed=0):
 
 
 def coloured(pixels, **change):
-    none = torch.zeros(0, 4), torch.zeros(0, 5, 2), torch.zeros(0, 5, dtype=torch.bool)
-    sample = sample_of(torch.from_numpy(pixels).permute(2, 0, 1), *none)
-    return change_colour(sample, Colour(**change))["image"].permute(1, 2, 0).numpy()
+    return change_colour(pixels, Colour(**change))
 
 
 @pytest.mark.parametrize(
@@ -333,14 +315,17 @@ def test_hue_keeps_grey_and_turns_as_torchvision_does():
         assert np.abs(ours - theirs).sum() < 0.8 * np.abs(ours - away).sum()
 
 
-def test_colours_change_with_their_probability_only():
-    assert all(draw_colour(probability=0.0) == Colour() for _ in range(20))
-    drawn = np.array([draw_colour(probability=0.5) for _ in range(400)])
-    changed = (drawn != np.array(Colour())).mean(axis=0)
-    assert (abs(changed - 0.5) < 0.1).all()
+def test_colours_and_flips_change_with_their_probability_only(tmp_path, monkeypatch):
+    photo = make_photo(tmp_path / "a.png")
+    plans = [draw(photo, open_photo(photo.path), size=32, scale=(1, 1)) for _ in range(400)]
+    drawn = np.array([[*np.not_equal(plan.colour, Colour()), plan.flip] for plan in plans])
+    assert (abs(drawn.mean(axis=0) - 0.5) < 0.1).all()
+    monkeypatch.setattr(augment, "COLOUR_PROB", 0.0)
+    assert all(draw_colour() == Colour() for _ in range(20))
+    monkeypatch.setattr(augment, "COLOUR_PROB", 1.0)
     pixels = colours()
     before = pixels.copy()
-    changed = coloured(pixels, **draw_colour(probability=1.0)._asdict())
+    changed = change_colour(pixels, draw_colour())
     assert not np.array_equal(changed, before)
     assert np.array_equal(pixels, before), "the input was changed in place"
     assert changed.dtype == np.uint8 and changed.shape == before.shape
@@ -355,7 +340,7 @@ def test_colours_change_with_their_probability_only():
 def test_tiny_and_thin_photos(tmp_path, width, height, boxes, name):
     photo = make_photo(tmp_path / name, width=width, height=height, boxes=boxes)
     for seed in range(3):
-        image, target = augment(photo, TrainConfig(image_size=32), seed)
+        image, target = augmented(photo, seed=seed, size=32)
         assert image.shape == (3, 32, 32) and image.dtype == torch.uint8
         assert torch.isfinite(target.boxes).all()
         assert target.landmarks.shape == (len(target.boxes), 5, 2)
@@ -371,8 +356,8 @@ def test_colour_order_and_exif_orientation(tmp_path):
     file = open_photo(tmp_path / "a.jpg")
     assert (file.width, file.height) == (60, 40)
     photo = make_photo(tmp_path / "b.png", boxes=((10, 10, 50, 50),))
-    sample = crop(photo, open_photo(photo.path), Window(0, 0, 64, 1))
-    assert tuple(sample["image"][:, 30, 30].tolist()) == FACE_COLOUR
+    image = make_image(planned(photo, Window(0, 0, 64, 1)))
+    assert tuple(image[:, 30, 30].tolist()) == FACE_COLOUR
     decoded = decode(file)
     assert decoded[5, 5, 2] > 200 and decoded[5, 5, 0] < 60  # BGR, top left
 
@@ -403,7 +388,6 @@ def test_missing_corrupt_and_truncated_photos_are_named(tmp_path):
     for name, content in broken.items():
         if content is not None:
             (tmp_path / name).write_bytes(content)
-        photo = Photo(tmp_path / name, name, np.zeros((0, 4)), np.zeros((0, 5, 2)), np.ones((0, 5)))
         with pytest.raises(DataError) as caught:
-            augment(photo)
+            decode(open_photo(tmp_path / name))
         assert name in str(caught.value) and "\n" not in str(caught.value)
