@@ -1,4 +1,4 @@
-"""What every script shares: flags made from the config, and one way to end.
+"""Command-line helpers of all scripts: flags made from the settings, and exit codes.
 
 Exit codes: 0 done, 2 wrong input (one line on stderr says what, where and what to do), 130 Ctrl-C.
 """
@@ -8,21 +8,20 @@ import io
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from typing import NoReturn
 
-from featherface.config import NMS_IOU, TrainConfig
+from featherface.config import NMS_IOU, SETTINGS, TrainConfig
 from featherface.errors import FeatherFaceError
 
 
 def flag(name: str) -> tuple[str, ...]:
-    """The spellings of a flag: --batch-size and --batch_size."""
+    """Return the spellings of a flag: --batch-size and --batch_size."""
     dashed = f"--{name.replace('_', '-')}"
     return (dashed, f"--{name}") if "_" in name else (dashed,)
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Shows each option once, by its first spelling."""
+    """Show each option once, by its first spelling."""
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:
@@ -33,7 +32,7 @@ class HelpFormatter(argparse.HelpFormatter):
         return f"{action.option_strings[0]} {value}"
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        """The help text with the default, unless there is none worth saying or it is there."""
+        """Append the default to the help text, unless there is none or the text has it."""
         silent = (None, "", argparse.SUPPRESS)
         if action.nargs == 0 or action.default in silent or "(default:" in (action.help or ""):
             return action.help
@@ -41,10 +40,10 @@ class HelpFormatter(argparse.HelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's, but a wrong flag is one line, too, not ten of usage and then what is wrong."""
+    """An ArgumentParser that reports a wrong flag in one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; {self.prog} --help lists what there is\n")
+        self.exit(2, f"error: {message}; {self.prog} --help lists all flags\n")
 
 
 def parser(description: str, **options: object) -> argparse.ArgumentParser:
@@ -56,29 +55,29 @@ def parser(description: str, **options: object) -> argparse.ArgumentParser:
 
 
 def add_config_flags(target: argparse.ArgumentParser, defaults: TrainConfig) -> None:
-    """One flag a field of the config, its help text and default taken from there.
+    """Add one flag per field of TrainConfig.
 
-    A flag that is not given leaves no trace in the parsed arguments, so that a resumed run can tell
-    what was asked for from what is only the default.
+    A flag that is not given leaves no trace in the parsed arguments: a resumed run must tell what
+    was asked for from a default.
     """
-    for item in fields(TrainConfig):
-        if item.name == "model":
+    for name, item in SETTINGS.items():
+        if name == "model":
             continue  # the script decides
-        default = getattr(defaults, item.name)
+        default = getattr(defaults, name)
         target.add_argument(
-            *flag(item.name),
-            type=item.metadata["parse"],
+            *flag(name),
+            type=type(item.default),
             default=argparse.SUPPRESS,
             choices=item.metadata["choices"],
-            help=f"{item.metadata['help']}" + (f" (default: {default})" if default != "" else ""),
+            help=item.metadata["help"] + (f" (default: {default})" if default != "" else ""),
         )
 
 
 def add_detection_flags(target: argparse.ArgumentParser, *, score_threshold: float) -> None:
-    """--score-threshold, --iou-threshold and --device of a script that runs a detector."""
+    """Add --score-threshold, --iou-threshold and --device, for a script that runs a detector."""
     for name, default, text in (
-        ("score_threshold", score_threshold, "faces must score more, 0..1"),
-        ("iou_threshold", NMS_IOU, "NMS removes faces that overlap a better one by more, 0..1"),
+        ("score_threshold", score_threshold, "lowest score of a face, 0 to 1"),
+        ("iou_threshold", NMS_IOU, "NMS removes faces with a higher IoU to a better one, 0 to 1"),
     ):
         target.add_argument(*flag(name), type=float, default=default, help=text)
     target.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
@@ -87,14 +86,14 @@ def add_detection_flags(target: argparse.ArgumentParser, *, score_threshold: flo
 def share_cores() -> None:
     """Let OpenMP's threads sleep while they wait, unless the environment says otherwise.
 
-    Threads that spin for each other take ten times as long when another process wants the same
-    cores, as the loader's do. It counts only before torch is loaded, so scripts call it first.
+    Spinning threads take ten times as long when loader processes need the same cores. Call this
+    before torch is imported; later it has no effect.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main` and exit: a deliberate error is one line and code 2, Ctrl-C is code 130."""
+    """Call `main`; exit with one line and code 2 for an expected error, with 130 for Ctrl-C."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a console without α must not end a run

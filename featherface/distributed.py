@@ -230,19 +230,9 @@ def gathered(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
 
 
 def with_shared_norms(model: nn.Module, config: TrainConfig, device: torch.device) -> nn.Module:
-    """The network with batch norms over all processes, where the config asks for it.
-
-    `auto`: on CUDA, where a process has few images at a time. ConfigError for `on` on another
-    device, where torch cannot.
-    """
+    """Synchronise batch norms over the processes on CUDA where each has few images at a time."""
     count = process()[1]
-    if count == 1 or config.sync_bn == "off":
-        return model
-    if device.type != "cuda":
-        if config.sync_bn == "on":
-            raise ConfigError("--sync-bn on needs CUDA devices; leave it out")
-        return model
     images = config.batch_size // count // config.accumulate
-    if config.sync_bn == "auto" and images >= ENOUGH_FOR_NORMS:
+    if count == 1 or device.type != "cuda" or images >= ENOUGH_FOR_NORMS:
         return model
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)

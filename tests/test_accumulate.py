@@ -10,19 +10,14 @@ from torch import nn
 from waiting import no_waiting
 
 from featherface.anchors import make_anchors, match
-from featherface.checkpoint import read_file
 from featherface.config import TrainConfig
 from featherface.errors import TrainingError
 from featherface.training import engine
-from featherface.training import step as memory
 from featherface.training.state import Run
 from featherface.training.step import (
     autocast,
     compile_networks,
-    fitting_batch,
     is_wanted,
-    kept_bytes,
-    largest_batch,
     make_step,
     memory_errors_explained,
     parts_of,
@@ -72,12 +67,12 @@ def gradients(config: TrainConfig, parts: int, *, freeze: bool) -> tuple[dict, d
 
 
 @pytest.mark.parametrize("model", ["v1", "v2"])
-@pytest.mark.parametrize("form", ["pkd", "l2"])
-def test_parts_give_the_loss_and_the_gradient_of_the_whole_batch(config, model, form):
-    if (model, form) == ("v1", "l2"):
+@pytest.mark.parametrize("recipe", ["improved", "published"])
+def test_parts_give_the_loss_and_the_gradient_of_the_whole_batch(config, model, recipe):
+    if (model, recipe) == ("v1", "published"):
         pytest.skip("V1 has no feature loss")
     init = "scratch" if model == "v1" else "teacher"
-    config = config.replace(model=model, init=init, feature_form=form)
+    config = config.replace(model=model, init=init, recipe=recipe)
     whole = gradients(config, 1, freeze=True)
     for parts in (2, 5):
         terms, grads, _ = gradients(config, parts, freeze=True)
@@ -102,6 +97,20 @@ def test_running_statistics_are_kept_inside():
     assert int(norm.num_batches_tracked) == 0 and not norm.running_mean.any()
     norm(torch.randn(4, 3, 5, 5))
     assert int(norm.num_batches_tracked) == 1 and norm.running_mean.any()
+
+
+def kept_bytes(run) -> int:
+    """Bytes of the different tensors that autograd keeps while `run` runs."""
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
+    return sum(kept.values())
 
 
 def test_parts_keep_less_for_the_gradient(config):
@@ -158,38 +167,6 @@ def test_memory_errors_are_one_line_with_a_way_out(config, monkeypatch):
     assert "\n" not in str(caught.value)
     with pytest.raises(RuntimeError, match="shape"), memory_errors_explained(config):
         raise RuntimeError("shapes do not fit: shape")
-
-
-def test_the_largest_batch_that_fits_is_found_by_trying():
-    tried = []
-
-    def trial(images: int) -> None:
-        tried.append(images)
-        if images > 20:
-            raise torch.cuda.OutOfMemoryError("full")
-
-    assert largest_batch(trial, most=512) == 16 and tried == [1, 2, 4, 8, 16, 32]
-    assert largest_batch(trial, most=9) == 8
-    with pytest.raises(TrainingError, match="not even a batch of 32"):
-        largest_batch(trial, least=32)
-    with pytest.raises(RuntimeError, match="another"):
-        largest_batch(lambda images: (_ for _ in ()).throw(RuntimeError("another")))
-
-
-def test_batch_size_auto_takes_what_fits(config, monkeypatch):
-    step = make_step(config, device=CPU, steps=1)
-    trial = trial_of(step, config, CPU)
-    one = kept_bytes(lambda: trial(1))
-    assert one > 64 * 64 * 3 * 4, "at least the image"
-    for room, expected in ((1, 1), (5, 4), (300, 32)):
-        monkeypatch.setattr(memory, "free_bytes", lambda _, room=room: room * 2 * one / 0.8 + 10)
-        assert fitting_batch(CPU, trial, photos=1000) == expected
-    assert fitting_batch(CPU, trial, photos=7) == 4
-    auto = config.replace(batch_size=0, epochs=1)
-    final = engine.train(auto, progress=False)
-    expected = trained(auto.replace(batch_size=8, save_folder=auto.save_folder + "2"))
-    content = read_file(final)
-    assert content["config"]["batch_size"] == 8 and equal(content["model"], expected)
 
 
 def test_a_trial_leaves_no_trace(config):

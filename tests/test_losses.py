@@ -7,11 +7,18 @@ from torch.nn import functional as F
 
 from featherface.anchors import encode_boxes, encode_landmarks, make_anchors, match
 from featherface.data.mixing import blend
-from featherface.losses import hard_negatives, multibox, multibox_loss
+from featherface.losses import hard_negatives, multibox
 from featherface.structures import Predictions, Target
 
 ANCHORS = make_anchors(64, 64)
 FACES = [(4.0, 4.0, 36.0, 38.0)], [(20.0, 10.0, 50.0, 44.0), (2.0, 2.0, 18.0, 18.0)]
+
+
+WEIGHTS = {"box_weight": 2.0, "landmark_weight": 1.0}
+
+
+def multibox_loss(predictions, targets, anchors, **weights) -> dict[str, torch.Tensor]:
+    return multibox(predictions, targets, anchors, **(WEIGHTS | weights))[0]
 
 
 def random_predictions(batch: int = 2, scale: float = 1.0) -> Predictions:
@@ -158,9 +165,9 @@ def test_an_unlabelled_image_has_no_share_in_any_term(faces, hidden):
     targets = make_targets(*faces, hidden)._replace(labelled=torch.tensor([True, True, False]))
     with torch.no_grad():
         predictions.class_logits[2] = torch.tensor([-9.0, 9.0])  # the hardest negatives of all
-    losses, class_weight = multibox(predictions, targets, ANCHORS)
+    losses, class_weight = multibox(predictions, targets, ANCHORS, **WEIGHTS)
     alone = Predictions(*(part[:2].detach().requires_grad_() for part in predictions))
-    expected, expected_weight = multibox(alone, make_targets(*faces), ANCHORS)
+    expected, expected_weight = multibox(alone, make_targets(*faces), ANCHORS, **WEIGHTS)
     for name, value in expected.items():
         torch.testing.assert_close(losses[name], value)
     assert torch.equal(class_weight[:2], expected_weight) and not class_weight[2].any()
@@ -176,7 +183,7 @@ def test_a_batch_of_unlabelled_images_costs_nothing(rows):
     predictions = random_predictions()
     targets = Target(*(part[:, :rows] for part in make_targets(*FACES)[:-1]))
     targets = targets._replace(labelled=torch.tensor([False, False]))
-    losses, class_weight = multibox(predictions, targets, ANCHORS)
+    losses, class_weight = multibox(predictions, targets, ANCHORS, **WEIGHTS)
     assert [float(value.detach()) for value in losses.values()] == [0.0] * 4
     assert class_weight.shape == (2, len(ANCHORS)) and not class_weight.any()
     losses["task"].backward()
@@ -186,7 +193,7 @@ def test_a_batch_of_unlabelled_images_costs_nothing(rows):
 def test_the_class_weight_is_that_of_the_class_term():
     predictions, images = random_predictions(), torch.zeros(2, 3, 64, 64)
     _, targets = blend(images, make_targets(*FACES), torch.tensor([0.7, 0.4]))
-    losses, class_weight = multibox(predictions, targets, ANCHORS)
+    losses, class_weight = multibox(predictions, targets, ANCHORS, **WEIGHTS)
     assert class_weight.shape == (2, len(ANCHORS)) and class_weight.dtype == torch.float32
     assert not class_weight.requires_grad
     matches = match(targets, ANCHORS)

@@ -1,6 +1,8 @@
 """scripts/train_v1.py and train_v2.py as a user types them."""
 
+import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +18,7 @@ from tiny_sets import draw_squares
 
 from featherface.checkpoint import FORMAT, read_file, write_file
 from featherface.config import V1, V2, TrainConfig
+from featherface.errors import ConfigError
 from featherface.models.networks import FeatherFaceV1
 from featherface.training import command
 
@@ -105,7 +108,7 @@ def test_a_quick_run_has_a_folder_of_its_own_but_a_resumed_one_keeps_its(
         command.train_command({"v1": V1, "v2": V2}[network], "")
     folder = Path(f"weights/{network}_quick")
     (trial, _), (_, again), (resumed, _) = seen
-    assert Path(trial.save_folder) == folder and trial.epochs == 5
+    assert Path(trial.save_folder) == folder and (trial.epochs, trial.lr) == (5, 2e-3)
     assert again["resume"] == folder / f"FeatherFace{network.upper()}_last.pth"
     assert Path(resumed.save_folder) == tmp_path
 
@@ -115,10 +118,45 @@ def test_the_published_preset_is_there_and_flags_win(ready, tmp_path):
     result = run("train_v2.py", *flags, "--epochs", 1, "--alpha", 0.6)
     assert result.returncode == 0, result.stderr
     config = read_file(tmp_path / "FeatherFaceV2_final.pth")["config"]
-    names = ("temperature", "distill_form", "distill_box", "feature_form", "feature_attention")
-    assert [config[name] for name in names] == [4.0, "naive", "smooth_l1", "l2", "none"]
+    assert (config["temperature"], config["recipe"]) == (4.0, "published")
     assert (config["dropblock_prob"], config["alpha"], config["epochs"]) == (0.1, 0.6, 1)
     assert "--preset" not in run("train_v1.py", "--help").stdout
+
+
+def test_a_config_file_gives_settings_and_flags_win(ready, tmp_path):
+    tiny_settings = TrainConfig(
+        data=str(ready / "data"), teacher_model=str(ready / "v1.pth"), save_folder=str(tmp_path),
+        device="cpu", image_size=64, batch_size=2, num_workers=0, epochs=2, save_every=1,
+    )  # fmt: skip
+    file = tmp_path / "settings.json"
+    file.write_text(json.dumps(tiny_settings.as_dict()))
+    result = run("train_v2.py", "--config", file, "--epochs", 1)
+    assert result.returncode == 0, result.stderr
+    stored = read_file(tmp_path / "FeatherFaceV2_final.pth")["config"]
+    assert TrainConfig(**stored) == tiny_settings.replace(epochs=1)
+    assert run("train_v2.py", "--config", file, "--overwrite").returncode == 0
+    again = run("train_v2.py", "--config", file, "--resume", tmp_path / "FeatherFaceV2_epoch_1.pth")
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"lr": 0.1', "cannot be read as JSON"),
+        ("[1]", "must hold a JSON object"),
+        ('{"learning_rate": 1}', "no such setting: learning_rate"),
+        ('{"lr": "fast"}', "lr must be of type float; got 'fast'"),
+        ('{"epochs": true}', "epochs must be of type int; got True"),
+        ('{"lr": NaN}', "lr must be finite"),
+        ('{"model": "v1"}', "this script trains v2"),
+    ],
+)
+def test_a_wrong_config_file_is_named_with_what_is_wrong(tmp_path, text, message):
+    file = tmp_path / "settings.json"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        command.read_settings(file, "v2")
+    assert str(caught.value).startswith(str(file))
 
 
 def test_v1_trains_from_the_shell(ready, tmp_path):
@@ -132,10 +170,10 @@ def test_v1_trains_from_the_shell(ready, tmp_path):
     [
         (["--data", "nowhere"], "data folder nowhere does not exist"),
         (["--teacher-model", "nowhere.pth"], "the student needs its V1 teacher"),
-        (["--alpha", "2"], "alpha must lie in 0..1; got 2.0"),
-        (["--clip-norm", "-1"], "clip_norm must be 0 or more"),
+        (["--alpha", "2"], "alpha must be at most 1; got 2.0"),
+        (["--clip-norm", "-1"], "clip_norm must be at least 0"),
         (["--batch-size", "many"], "argument --batch-size/--batch_size: "),
-        (["--warmup-epochs", "-1"], "warmup_epochs must be 0 or more"),
+        (["--warmup-epochs", "-1"], "warmup_epochs must be at least 0"),
         (["--device", "abacus"], "device 'abacus' is not available"),
         (["--resume"], "there is nothing to resume"),
         (["--resume", SHIPPED, "--lr", "9"], "holds weights but no training state"),
@@ -167,8 +205,3 @@ def test_a_signal_to_the_whole_group_saves_first(ready, tmp_path):
     assert "Traceback" not in errors
     state = read_file(tmp_path / "FeatherFaceV2_last.pth")
     assert state["epoch"] >= 1 and "optimizer" in state
-
-
-def test_a_batch_size_that_is_none_is_named(ready, tmp_path):
-    result = run("train_v2.py", "--batch-size", "big")
-    assert result.returncode == 2 and "'big' is neither a whole number nor auto" in result.stderr

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,11 @@ from featherface.checkpoint import load_model, read_file, write_file
 from featherface.config import TrainConfig
 from featherface.distributed import random_state, set_random_state
 from featherface.errors import CheckpointError, ConfigError, DataError, TrainingError
+from featherface.losses import Distillation
 from featherface.training import engine
 from featherface.training import step as build
 from featherface.training.optim import dropblock_probability, make_ema, make_scheduler, warmup_steps
-from featherface.training.state import Run, clear_folder, resumed_config
+from featherface.training.state import ProgressFile, Run, clear_folder, resumed_config
 from featherface.training.step import DistillationStep
 from featherface.training.validation import Validator
 
@@ -68,6 +70,7 @@ def test_a_run_writes_its_files_and_a_row_an_epoch(config):
         "FeatherFaceV2_last.pth",
         "FeatherFaceV2_final.pth",
         "training_log.csv",
+        "progress.json",
     }
     log = pd.read_csv(final.parent / "training_log.csv")
     assert log["epoch"].tolist() == [1, 2]
@@ -82,6 +85,54 @@ def test_a_run_writes_its_files_and_a_row_an_epoch(config):
     assert "optimizer" not in content and final.stat().st_size < 1_400_000
     json.dumps(content["versions"])
     assert load_model(final).name == "v2"
+
+
+def status_of(config: TrainConfig) -> dict:
+    return json.loads((Path(config.save_folder) / "progress.json").read_text())
+
+
+def test_progress_tells_another_process_where_the_run_is(config, monkeypatch):
+    states, write = [], ProgressFile.write
+
+    def watched(self, *arguments, **options):
+        write(self, *arguments, **options)
+        states.append(status_of(config))
+
+    monkeypatch.setattr(ProgressFile, "write", watched)
+    monkeypatch.setattr(Validator, "__call__", lambda self, model: {"val_ap": 0.5})
+    engine.train(config.replace(validate_every=2), progress=False)
+    assert [(each["state"], each["epoch"], each["step"]) for each in states] == [
+        ("starting", 0, 0),
+        *(("training", 0, 4), ("training", 1, 0), ("training", 1, 4)),
+        *(("validating", 1, 4), ("training", 2, 0), ("done", 2, 0)),
+    ]
+    last = states[-1]
+    assert (last["epochs"], last["steps"], last["pid"], last["error"]) == (2, 4, os.getpid(), "")
+    assert last["loss"] > 0 and last["images_per_second"] > 0
+    assert states[0]["updated"] <= last["updated"] <= time.time()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupting(patch, 2)
+        engine.train(config, overwrite=True, progress=False)
+    assert (states[-1]["state"], states[-1]["step"]) == ("stopped", 2)
+
+
+def test_photos_and_criterion_are_seams_for_experiments(config):
+    """A run on other photos, with another weight of the class KL, without a setting for either."""
+    photos = engine.training_photos(config)[:4]
+
+    class LabelsOnly(Distillation):
+        def anchor_weight(self, student, teacher, selected):
+            return torch.zeros_like(teacher)
+
+    final = engine.train(
+        config.replace(epochs=1), photos=photos, criterion=LabelsOnly, progress=False
+    )
+    assert read_file(final)["data"]["photos"] == 4
+    log = pd.read_csv(Path(config.save_folder) / "training_log.csv")
+    assert log["distill_class"].tolist() == [0.0] and log["distill_box"].item() > 0
+    with pytest.raises(ConfigError, match="V1 has none"):
+        v1 = config.replace(model="v1", init="scratch")
+        engine.train(v1, criterion=LabelsOnly, overwrite=True, progress=False)
 
 
 def test_one_seed_gives_one_result_with_or_without_workers(config):
@@ -244,7 +295,9 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(config, monkey
     monkeypatch.setattr(engine, "_update", poison)
     with pytest.raises(TrainingError, match="the loss became nan"):
         engine.train(config, progress=False)
-    assert list(Path(config.save_folder).iterdir()) == []
+    assert [path.name for path in Path(config.save_folder).iterdir()] == ["progress.json"]
+    status = status_of(config)
+    assert status["state"] == "failed" and status["error"].startswith("the loss became nan")
 
 
 def test_resume_refuses_what_would_be_another_run(config, teacher):
@@ -313,7 +366,7 @@ def test_ema_follows_slowly_and_averages_buffers():
 
 
 def test_validation_picks_the_best_weights_by_ap(config, data, monkeypatch):
-    config = config.replace(validate_every=1, validate_photos=3, epochs=3, split="train")
+    config = config.replace(validate_every=1, validate_photos=3, epochs=3)
     given = iter([0.2, 0.7, 0.5])
     seen = []
 
@@ -347,11 +400,11 @@ def test_the_best_so_far_counts_only_for_the_same_measure(config, monkeypatch):
     config = config.replace(validate_every=1)
     engine.train(config, progress=False)
     best, first = (engine.checkpoint_path(config, name) for name in ("best", 1))
-    again = config.replace(validate_protocol="original")
+    again = config.replace(validate_photos=3)
     engine.train(config, resume=first, progress=False)
     assert read_file(best)["epoch"] == 1
     engine.train(again, resume=first, progress=False)
-    assert read_file(best)["epoch"] == 2 and "original" in read_file(best)["validation"]["on"]
+    assert read_file(best)["epoch"] == 2 and "3 of 4" in read_file(best)["validation"]["on"]
     best.unlink()
     engine.train(config, resume=first, progress=False)
     assert read_file(best)["validation"]["val_ap"] == 0.2
@@ -371,17 +424,11 @@ def test_validation_on_the_training_photos_is_refused(config, data, tmp_path):
     (plain / "images" / "0--Squares").symlink_to(data / "WIDER_train/images/0--Squares")
     annotation = data / "wider_face_split/wider_face_train_bbx_gt.txt"
     (plain / "bbx_gt.txt").write_text(annotation.read_text())
-    same = config.replace(data=str(plain), validate_every=1)
-    with pytest.raises(ConfigError, match=r"same photos.*--validate-every") as caught:
+    same = config.replace(data=str(plain), validate_every=1, limit=1)
+    with pytest.raises(ConfigError, match=r"1 photos.*also trained on.*--validate-every") as caught:
         engine.train(same, progress=False)
-    assert "\n" not in str(caught.value) and not list(Path(config.save_folder).iterdir())
-    with pytest.raises(ConfigError, match="same photos"):  # by the other flags
-        Validator(config.replace(split="val"))
-    with pytest.raises(ConfigError, match="same photos"):
-        val = data / "wider_face_split" / ".." / "wider_face_split/wider_face_val_bbx_gt.txt"
-        Validator(config.replace(training_dataset=str(val)))
-    assert Validator(config).photos.count == 4
-    assert Validator(config.replace(training_dataset=str(annotation))).photos.count == 4
+    assert "\n" not in str(caught.value) and not list(Path(config.save_folder).glob("*.pth"))
+    assert Validator(config, engine.training_photos(config)).photos.count == 4
 
 
 def test_weights_that_come_with_the_project_are_kept_beside_the_new_ones(config, capsys):
@@ -467,10 +514,6 @@ def test_resuming_with_another_teacher_is_refused(config, tmp_path):
     with pytest.raises(ConfigError, match=r"another teacher than .*other\.pth"):
         changed = resumed_config(last, {"teacher_model": str(tmp_path / "other.pth")})
         engine.train(changed, resume=last, progress=False)
-    state = read_file(last)
-    del state["teacher"]  # as in checkpoints of before: unknown
-    write_file(last, state)
-    engine.train(changed, resume=last, progress=False)
 
 
 def test_weights_that_are_no_numbers_are_never_saved(config, monkeypatch):
@@ -540,22 +583,6 @@ def test_the_last_share_of_a_run_is_clean(config, monkeypatch):
     monkeypatch.setattr(engine, "mix", mix)
     engine.train(config.replace(clean_share=0.5), progress=False)  # 2 epochs of 4 steps
     assert len(mixed) == 4
-
-
-def test_a_checkpoint_from_before_new_settings_goes_on_alike(config):
-    """Written when a run had fewer settings: it resumes with what it did then."""
-    expected = trained(config)
-    last = engine.checkpoint_path(config, 1)
-    content = read_file(last)
-    for name in ("cache", "cache_side", "accumulate", "compile", "sync_bn"):
-        del content["config"][name]
-    for name in ("waited", "rng_of_processes"):
-        del content[name]
-    write_file(last, content)
-    resumed = resumed_config(last, {"batch_size": 0})  # auto: keeps what it was
-    assert (resumed.cache, resumed.compile) == ("none", "off")
-    assert resumed == config.replace(cache="none", compile="off")
-    assert equal(expected, trained(resumed, resume=last))
 
 
 def test_an_old_optimizer_goes_on_as_it_was_and_mps_keeps_its_random_numbers(config, monkeypatch):

@@ -17,7 +17,7 @@ from featherface.data.loader import FaceDataset, make_loader
 from featherface.data.widerface import read_split
 from featherface.detector import normalise
 from featherface.errors import DataError
-from featherface.losses import multibox_loss
+from featherface.losses import multibox
 from featherface.models.networks import FeatherFaceV2
 from featherface.structures import Predictions
 
@@ -76,7 +76,9 @@ def loss_speed(
             predictions = Predictions(*model(pixels))
         between = time.perf_counter()
         leaves = Predictions(*(part.requires_grad_() for part in predictions))
-        multibox_loss(leaves, batch.targets, anchors)["task"].backward()
+        multibox(leaves, batch.targets, anchors, box_weight=2.0, landmark_weight=1.0)[0][
+            "task"
+        ].backward()
         forward, loss = between - started, time.perf_counter() - between
         faces = batch.targets.boxes.shape[1]
         rows.append(

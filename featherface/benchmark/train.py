@@ -89,7 +89,7 @@ class Bench:
         self.images = len(batch.images)
         place: dict[str, Any] = {"device": device, "memory_format": torch.channels_last}
         teacher = v1_or_untrained(config.teacher_model).to(**place)
-        model = FeatherFaceV2(dropblock_size=config.dropblock_size).to(**place)
+        model = FeatherFaceV2().to(**place)
         model.set_drop_prob(config.dropblock_prob / 2)  # what the ramp comes to, on average
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step = DistillationStep(model, TorchTeacher(teacher), config)

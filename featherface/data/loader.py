@@ -93,12 +93,10 @@ def pad(targets: Sequence[Target]) -> Target:
 
 
 def images_per_step(photos: int, batch_size: int, processes: int) -> int:
-    """The batch of all processes together: `batch_size`, or all photos if fewer. 0 means auto.
+    """Return the images per step of all processes: the batch size, or the photos if fewer.
 
-    Raises ConfigError if the processes cannot share it equally, or several ask for auto.
+    Raises ConfigError if the processes cannot share them equally.
     """
-    if not batch_size and processes > 1:
-        raise ConfigError("--batch-size auto is for one process: give a number with torchrun")
     batch = min(batch_size, photos)
     if batch % processes:
         raise ConfigError(

@@ -24,28 +24,6 @@ def conv_bn(
     ]
 
 
-class KeptBatchNorm2d(nn.BatchNorm2d):
-    """Uses and keeps its running statistics in training, too; scale and shift still learn.
-
-    torchvision's FrozenBatchNorm2d keeps these as well.
-    """
-
-    def train(self, mode: bool = True) -> "KeptBatchNorm2d":
-        return super().train(False)
-
-
-def keep_norms(module: nn.Module) -> None:
-    """Put a KeptBatchNorm2d in the place of every batch norm inside, with its state."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            kept = KeptBatchNorm2d(child.num_features, child.eps, child.momentum)
-            kept.load_state_dict(child.state_dict())
-            kept.requires_grad_(child.weight.requires_grad)
-            setattr(module, name, kept.eval())
-        else:
-            keep_norms(child)
-
-
 def channel_shuffle(x: Tensor, rows: int) -> Tensor:
     """Transpose the channels (B, C, H, W) as a table of rows × columns."""
     table = x.unflatten(1, (rows, -1))  # (B, rows, C/rows, H, W)
@@ -142,18 +120,6 @@ class MobileNetQuarter(nn.Module):
             _separable(64, 128, stride=2), *(_separable(128, 128) for _ in range(5))
         )
         self.stage3 = nn.Sequential(_separable(128, 256, stride=2), _separable(256, 256))
-        self.frozen = 0  # first blocks of stage1 that do not learn
-
-    def freeze(self, blocks: int) -> None:
-        """Keep the first blocks of stage1 as they are, their batch norms included: 0..6."""
-        self.frozen = blocks
-        self.stage1[:blocks].requires_grad_(False)
-        self.train(self.training)
-
-    def train(self, mode: bool = True) -> "MobileNetQuarter":
-        super().train(mode)
-        self.stage1[: self.frozen].eval()
-        return self
 
     def forward(self, x: Tensor) -> list[Tensor]:
         p3 = self.stage1(x)

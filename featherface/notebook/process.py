@@ -19,15 +19,16 @@ import pandas as pd
 import psutil  # comes with ipykernel: is the process still the one that was started?
 
 from featherface.checkpoint import read_file
-from featherface.config import PRESETS, TrainConfig
+from featherface.config import PRESETS, SETTINGS, TrainConfig
 from featherface.errors import CheckpointError, TrainingError
 from featherface.files import CHECKOUT, write_text
 from featherface.training.engine import checkpoint_path
-from featherface.training.state import FREE_ON_RESUME, SINCE_THEN
+from featherface.training.state import known_settings
 
 PID_FILE, LOG_FILE, TABLE = "training.pid", "training.log", "training_log.csv"
 STOP_SECONDS = 120  # a step, a validation and a save may have to end first
 TAIL_BYTES = 20_000
+FREE_ON_RESUME = {name for name, item in SETTINGS.items() if item.metadata["free"]}
 _BAR = re.compile(r"(\d+)/(\d+) \[.*?epoch (\d+), loss ([\d.einfa+-]+), ([\d.]+) images/s")
 _TRACEBACK_END = re.compile(r"[\w.]*(Error|Exception)\b")
 _WELL = ("done:", "stopped and saved")  # what a run says last that ended as it should
@@ -213,7 +214,7 @@ def read_table(folder: Path) -> pd.DataFrame:
 def is_same_run(path: Path, config: TrainConfig) -> bool:
     """Whether the checkpoint is of a run with these settings (those that change nothing apart)."""
     try:
-        stored = TrainConfig().as_dict() | SINCE_THEN | read_file(path)["config"]
+        stored = TrainConfig().as_dict() | known_settings(read_file(path)["config"])
     except (CheckpointError, KeyError):
         return False
     wanted = config.as_dict()

@@ -4,12 +4,11 @@ import itertools
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -22,19 +21,20 @@ from featherface.data.mixing import mix
 from featherface.data.widerface import fingerprint, read_split, read_unlabelled
 from featherface.detector import normalise
 from featherface.distributed import (
+    Process,
     any_process,
     average_gradients,
     joined,
-    random_state,
     seed_device,
-    set_random_state,
     this_machine,
     wait_for_all,
 )
 from featherface.errors import ConfigError, TrainingError
+from featherface.losses import Distillation
 from featherface.structures import Batch
 from featherface.training.optim import dropblock_probability, estimate_batch_norms
 from featherface.training.state import (
+    ProgressFile,
     Run,
     TrainingLog,
     check_folder,
@@ -45,9 +45,7 @@ from featherface.training.state import (
 from featherface.training.step import (
     autocast,
     compile_networks,
-    fitting_batch,
     is_wanted,
-    make_step,
     memory_errors_explained,
     trial_of,
 )
@@ -77,35 +75,17 @@ class GracefulStop:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
 
-HOLD_OUT_SEED = 0  # not the run's: runs of several seeds are compared on the same photos
-
-
 def training_photos(config: TrainConfig) -> list[Photo]:
-    """The labelled photos of the split, then the unlabelled ones, none of them held out.
+    """Read the labelled photos of the train split, then the unlabelled ones.
 
-    ConfigError if V1 is given unlabelled photos: without a teacher they teach nothing.
+    Raises ConfigError if V1 is given unlabelled photos: without a teacher they teach nothing.
     """
-    photos = _divided(config, held_out=False)
+    photos = read_split(config.data, "train", config.training_dataset, limit=config.limit)
     if not config.unlabelled:
         return photos
     if config.model == "v1":
         raise ConfigError("--unlabelled needs a teacher, and V1 has none: leave it out")
-    kept_out = {photo.path.resolve() for photo in held_out_photos(config)}
-    unlabelled = read_unlabelled(config.unlabelled)
-    return photos + [photo for photo in unlabelled if photo.path.resolve() not in kept_out]
-
-
-def held_out_photos(config: TrainConfig) -> list[Photo]:
-    """The labelled photos that `hold_out` keeps aside: the same for every seed."""
-    return _divided(config, held_out=True)
-
-
-def _divided(config: TrainConfig, *, held_out: bool) -> list[Photo]:
-    photos = read_split(config.data, config.split, config.training_dataset, limit=config.limit)
-    order = np.random.default_rng(HOLD_OUT_SEED).permutation(len(photos))
-    count = round(config.hold_out * len(photos))
-    chosen = order[:count] if held_out else order[count:]
-    return [photos[index] for index in np.sort(chosen)]
+    return photos + read_unlabelled(config.unlabelled)
 
 
 CHECK_EVERY = 10  # steps between looks at the loss: a look makes a GPU wait
@@ -114,79 +94,88 @@ CHECK_EVERY = 10  # steps between looks at the loss: a look makes a GPU wait
 def train(
     config: TrainConfig,
     *,
+    photos: Sequence[Photo] | None = None,
+    criterion: type[Distillation] | None = None,
     resume: Path | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
     """Train as the config says and return the path of the final weights.
 
-    Writes checkpoints and training_log.csv to `config.save_folder`. On Ctrl-C or SIGTERM the state
-    is saved to …_last.pth and KeyboardInterrupt is raised; `resume` continues to the same result.
-    TrainingError where another run lies in the folder than that of `resume`; without `resume`
-    `overwrite` removes it once all else is ready.
+    photos: train on these instead of those of the config. criterion: a subclass of Distillation
+    instead of the recipe's. resume: a checkpoint to continue from, to the same result. overwrite:
+    replace the run in the folder. progress: show a bar.
 
-    Under torchrun this is one of several processes, of which the first writes and speaks.
+    Writes checkpoints, training_log.csv and progress.json to `config.save_folder`. On Ctrl-C or
+    SIGTERM the state is saved to …_last.pth and KeyboardInterrupt is raised. Raises TrainingError
+    if the folder holds another run. Under torchrun only rank 0 writes files and prints.
     """
-    with joined(config.device) as process, memory_errors_explained(config):
+    with joined(config.device) as process:
         folder = Path(config.save_folder).resolve()
         goes_on = resume is not None and resume.parent.resolve() == folder
         if process.first:
             check_folder(config, run_allowed=goes_on or (overwrite and not resume))
         wait_for_all()
-        torch.manual_seed(config.seed)
-        seed_device(config.seed + process.number, process.device)
-        photos = training_photos(config)
-        images_per_step(len(photos), config.batch_size, process.total)  # before a long decoding
-        cache = build_cache(
-            photos,
-            config,
-            process.device,
-            progress=progress and process.first,
-            machine=this_machine(),
-        )
-        config = _with_batch_size(config, process.device, photos=len(photos))
-        loader, sampler = make_batches(photos, config, process.device, cache, shard=process.shard)
-        validator = Validator(config, photos) if config.validate_every else None
-        faces = sum(len(photo.boxes) for photo in photos)
-        data = {"photos": len(photos), "faces": faces, "fingerprint": fingerprint(photos)}
-        run = Run(
-            config, steps_per_epoch=len(loader), data=data, start=resume is None, process=process
-        )
-        log = TrainingLog(log_path(config))
-        if resume:
-            run.resume(resume)
-            log.resume_from(run.epoch)
-        run.say(f"{run.description}, photos: {cache or 'read anew each epoch'}")
-        if validator:
-            run.say(f"validation: {validator.description}")
-        if is_wanted(config.compile, run.device, steps=config.epochs * run.steps_per_epoch):
-            trial = trial_of(run.step, config, run.device)
-            compile_networks(run.networks, lambda: trial(sampler.batch // process.total))
-        wait_for_all()  # until no process can fail in its set-up, or still reads what goes
-        if process.first and not goes_on:
-            kept = clear_folder(config)
-            if kept:
-                run.say(f"the final weights that lie in the folder are kept as {kept}")
-        wait_for_all()
-        _epochs(run, loader, sampler, validator, log, progress=progress and process.first)
-        renew_batch_norms(run, loader, sampler)
-        final = checkpoint_path(config, "final")
-        if process.first:
-            run.save_weights(final)
-        wait_for_all()
-        run.say(f"done: {final}")
-        return final
+        with ProgressFile(config, write=process.first) as status, memory_errors_explained(config):
+            torch.manual_seed(config.seed)
+            seed_device(config.seed + process.number, process.device)
+            chosen = list(training_photos(config) if photos is None else photos)
+            return _train(
+                config, chosen, criterion, process, status,
+                resume=resume, keep_run=goes_on, progress=progress and process.first,
+            )  # fmt: skip
 
 
-def _with_batch_size(config: TrainConfig, device: torch.device, *, photos: int) -> TrainConfig:
-    """The config with a batch size that fits, where it asks for one."""
-    if config.batch_size:
-        return config
-    random = random_state(device)
-    step = make_step(config.replace(batch_size=1), device=device, steps=1)
-    size = fitting_batch(device, trial_of(step, config, device), photos=photos)
-    set_random_state(random, device)
-    return config.replace(batch_size=size)
+def _train(
+    config: TrainConfig,
+    photos: list[Photo],
+    criterion: type[Distillation] | None,
+    process: Process,
+    status: ProgressFile,
+    *,
+    resume: Path | None,
+    keep_run: bool,
+    progress: bool,
+) -> Path:
+    images_per_step(len(photos), config.batch_size, process.total)  # before a long decoding
+    cache = build_cache(photos, config, process.device, progress=progress, machine=this_machine())
+    loader, sampler = make_batches(photos, config, process.device, cache, shard=process.shard)
+    validator = Validator(config, photos) if config.validate_every else None
+    faces = sum(len(photo.boxes) for photo in photos)
+    data = {"photos": len(photos), "faces": faces, "fingerprint": fingerprint(photos)}
+    run = Run(
+        config,
+        steps_per_epoch=len(loader),
+        data=data,
+        start=resume is None,
+        process=process,
+        criterion=criterion,
+    )
+    run.status = status
+    log = TrainingLog(log_path(config))
+    if resume:
+        run.resume(resume)
+        log.resume_from(run.epoch)
+    run.say(f"{run.description}, photos: {cache or 'read again in each epoch'}")
+    if validator:
+        run.say(f"validation: {validator.description}")
+    if is_wanted(config.compile, run.device, steps=config.epochs * run.steps_per_epoch):
+        trial = trial_of(run.step, config, run.device)
+        compile_networks(run.networks, lambda: trial(sampler.batch // process.total))
+    wait_for_all()  # until no process can fail in its set-up, or still reads what goes
+    if process.first and not keep_run:
+        kept = clear_folder(config)
+        if kept:
+            run.say(f"the final weights in the folder are kept as {kept}")
+    wait_for_all()
+    _epochs(run, loader, sampler, validator, log, progress=progress)
+    renew_batch_norms(run, loader, sampler)
+    final = checkpoint_path(config, "final")
+    if process.first:
+        run.save_weights(final)
+    wait_for_all()
+    run.say(f"done: {final}")
+    return final
 
 
 def _epochs(
@@ -211,11 +200,13 @@ def _epochs(
             due = (run.epoch + 1) % (config.validate_every or 1) == 0
             scores = {}
             if validator and (due or run.epoch + 1 == config.epochs):
+                run.status.write("validating", run)
                 run.save(checkpoint_path(config, "last"))  # measuring can take long
                 scores = _validate(run, validator) if run.process.first else {}
             row = _finish_epoch(run) | scores
             if run.process.first:
                 log.add(row)
+            run.status.write("training", run)
             run.save(checkpoint_path(config, "last"))
             if run.epoch % config.save_every == 0:
                 run.save(checkpoint_path(config, run.epoch))
@@ -247,10 +238,12 @@ def train_one_epoch(run: Run, loader: Iterable[Batch], stop: GracefulStop, bar: 
             speed = run.batch * run.images_per_step / run.seconds
             text = f"epoch {run.epoch + 1}, loss {loss:.3f}, {speed:.1f} images/s"
             bar.set_postfix_str(text)
+            run.status.write("training", run, loss=loss, images_per_second=speed)
         if any_process(stop.requested):
             run.save(checkpoint_path(config, "last"))
+            run.status.write("training", run)
             bar.close()
-            run.say(f"stopped and saved; go on with --resume {checkpoint_path(config, 'last')}")
+            run.say(f"stopped and saved; continue with --resume {checkpoint_path(config, 'last')}")
             raise KeyboardInterrupt
 
 

@@ -1,9 +1,11 @@
 """The folder that a run writes to: the names in it, and that no other run is lost there."""
 
 import itertools
+import json
+import os
 import shutil
 import tempfile
-from dataclasses import fields
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from featherface.checkpoint import (
     read_file,
     write_file,
 )
-from featherface.config import TrainConfig
+from featherface.config import SETTINGS, TrainConfig
 from featherface.distributed import (
     Process,
     gathered,
@@ -29,7 +31,8 @@ from featherface.distributed import (
     share_state,
 )
 from featherface.errors import ConfigError, TrainingError
-from featherface.files import atomic_path, commit, sha256, versions
+from featherface.files import atomic_path, commit, sha256, versions, write_text
+from featherface.losses import Distillation
 from featherface.training.optim import make_ema, make_scheduler
 from featherface.training.step import TorchTeacher, digest_of, make_optimizer, make_step
 
@@ -117,36 +120,40 @@ class TrainingLog:
             pd.DataFrame(self.rows).to_csv(temporary, index=False, float_format="%.6g")
 
 
-FACTS = "config epoch batch steps_per_epoch data processes teacher commit mean_of".split()
+class ProgressFile:
+    """progress.json in the save folder: where the run stands, for another process to read.
 
-
-def history_of(config: TrainConfig) -> list[dict[str, Any]]:
-    """The runs behind the weights that this one starts from, oldest first; none without --weights.
-
-    A row has the `file` that the next run started from, its name alone, and what that tells of
-    `FACTS`: nothing if it is of another project. Rows that the file has of its own start come
-    first, as they are.
+    As a context it writes how the run ends: done, stopped or failed. Each write is atomic.
     """
-    if not config.weights:
-        return []
-    content = read_file(config.weights)
-    row: dict[str, Any] = {"file": Path(config.weights).name}
-    if not is_checkpoint(content):
-        return [row]
-    earlier = content.get("history")
-    row |= {name: content[name] for name in FACTS if name in content}
-    return [*(earlier if isinstance(earlier, list) else []), row]
 
+    def __init__(self, config: TrainConfig, *, write: bool) -> None:
+        self.path = Path(config.save_folder) / "progress.json"
+        self.active = write
+        self.values: dict[str, Any] = {
+            "state": "starting", "epoch": 0, "epochs": config.epochs, "step": 0, "steps": 0,
+            "loss": None, "images_per_second": None, "error": "", "pid": os.getpid(),
+        }  # fmt: skip
 
-# settings of where and how fast a run goes and how it is measured: free to change on --resume
-FREE_ON_RESUME = frozenset(
-    "data training_dataset unlabelled teacher_model backbone_weights "
-    "num_workers save_folder save_every device cache compile accumulate sync_bn "
-    "validate_every validate_photos validate_protocol".split()
-)
+    def write(self, state: str, run: "Run | None" = None, **figures: Any) -> None:
+        """Record the state: starting, training, validating, stopped, failed or done."""
+        self.values |= {"state": state, **figures, "updated": time.time()}
+        if run:
+            self.values |= {"epoch": run.epoch, "step": run.batch, "steps": run.steps_per_epoch}
+        if self.active:
+            write_text(self.path, json.dumps(self.values, indent=1) + "\n")
 
-# settings that a checkpoint from before they were there goes on with, to the same result
-SINCE_THEN: dict[str, Any] = {"cache": "none", "compile": "off"}
+    def __enter__(self) -> "ProgressFile":
+        self.write("starting")
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            self.write("done", step=0)
+        elif isinstance(error, KeyboardInterrupt):
+            self.write("stopped")
+        else:
+            text = " ".join(str(error).split()) or kind.__name__  # type: ignore[union-attr]
+            self.write("failed", error=text)
 
 
 class Run:
@@ -160,6 +167,7 @@ class Run:
         data: dict[str, Any] | None = None,
         start: bool = True,
         process: Process | None = None,
+        criterion: type[Distillation] | None = None,
     ) -> None:
         """data: what is trained on, as plain values: a resumed run must have the same.
 
@@ -168,24 +176,14 @@ class Run:
         """
         self.config, self.data = config, data or {}
         self.provenance = {"versions": versions(), "commit": commit()}  # of the code that runs
-        if start and config.frozen_blocks and config.init == "scratch" and not config.weights:
-            raise ConfigError(
-                "--frozen-blocks keeps what the backbone starts with, and --init scratch is "
-                "noise: use another --init"
-            )
-        if start and config.frozen_norms == "on" and not config.weights:
-            raise ConfigError(
-                "--frozen-norms keeps the batch norms' statistics, which all but the backbone have "
-                "from --weights alone: name weights to start from"
-            )
         self.process = process or Process(0, 1, pick_device(config.device))
         self.device = self.process.device
         self.step = make_step(
             config if start else config.replace(init="scratch", weights=""),
             device=self.device,
             steps=config.epochs * steps_per_epoch,
+            criterion=criterion,
         )
-        self.history = history_of(config) if start else []
         share_state(self.step.trained)
         self.ema = make_ema(self.model, config.ema_decay) if config.ema_decay else None
         self.optimizer = make_optimizer(self.step, config)
@@ -196,6 +194,7 @@ class Run:
         self.sums: dict[str, Tensor] = {}  # of the loss terms over those batches
         self.seconds = 0.0  # spent on them
         self.waited = 0.0  # of these, for the loader
+        self.status = ProgressFile(config, write=False)
         self.best_ap = -1.0  # highest validation AP so far
 
     @property
@@ -259,7 +258,6 @@ class Run:
             "data": self.data,
             "processes": self.process.total,
             "teacher": self.teacher_digest,
-            "history": self.history,
             **self.provenance,
         }
 
@@ -328,15 +326,12 @@ class Run:
             self.ema.updates = content["ema_updates"]
         self.optimizer.load_state_dict(content["optimizer"])
         self.scheduler.load_state_dict(content["scheduler"])
-        self.history = content.get("history", [])
         self.epoch, self.batch = content["epoch"], content["batch"]
         self.sums = {name: value.to(self.device) for name, value in content["sums"].items()}
         self.seconds = content["seconds"]
-        measured = ("validate_photos", "validate_protocol")
-        if checkpoint_path(self.config, "best").exists() and all(
-            content["config"].get(name) == getattr(self.config, name) for name in measured
-        ):  # else the next network measured is the best so far
-            self.best_ap = content["best_ap"]
+        same = content["config"].get("validate_photos") == self.config.validate_photos
+        if checkpoint_path(self.config, "best").exists() and same:
+            self.best_ap = content["best_ap"]  # else the next network measured is the best so far
         self.waited = content.get("waited", 0.0)
         states = content.get("rng_of_processes", [content["rng"]])
         if len(states) == self.process.total:
@@ -370,21 +365,21 @@ def resumed_config(path: Path, explicit: dict[str, Any]) -> TrainConfig:
 
     A different learning rate, batch size or length would silently be another run: ConfigError.
     """
-    stored = SINCE_THEN | _resumable(path)["config"]
-    known = {item.name for item in fields(TrainConfig)}
-    config = TrainConfig(**{name: value for name, value in stored.items() if name in known})
-    explicit = dict(explicit)
-    if explicit.get("batch_size") == 0:  # auto: the size that was found
-        del explicit["batch_size"]
+    config = TrainConfig(**known_settings(_resumable(path)["config"]))
     changed = [
         f"--{name.replace('_', '-')} {value} (was {getattr(config, name)})"
         for name, value in explicit.items()
-        if name not in FREE_ON_RESUME and value != getattr(config, name)
+        if not SETTINGS[name].metadata["free"] and value != getattr(config, name)
     ]
     if changed:
         raise ConfigError(
             f"{path}: a resumed run keeps its settings; leave out {', '.join(changed)}, or start "
             "a new run from its weights with --weights"
         )
-    explicit.pop("backbone_weights", None)  # the run has started, from those that it says
-    return config.replace(**explicit)
+    # the run has started from the backbone weights that it names
+    return config.replace(**(explicit | {"backbone_weights": config.backbone_weights}))
+
+
+def known_settings(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return those settings of a checkpoint that still exist."""
+    return {name: value for name, value in stored.items() if name in SETTINGS}

@@ -22,11 +22,9 @@ from tqdm.auto import tqdm
 from featherface.anchors import make_anchors
 from featherface.checkpoint import load_backbone, load_model
 from featherface.config import TrainConfig
-from featherface.data.cache import free_bytes
 from featherface.distributed import random_state, set_random_state, with_shared_norms
 from featherface.errors import ConfigError, TrainingError
-from featherface.losses import Distillation, multibox
-from featherface.models.layers import keep_norms
+from featherface.losses import RECIPES, Distillation, multibox
 from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
 from featherface.structures import Predictions, Target
 
@@ -189,7 +187,6 @@ def _task(
         anchors,
         box_weight=config.box_weight,
         landmark_weight=config.landmark_weight,
-        negative_ratio=config.negative_ratio,
         faces=faces,
     )
 
@@ -221,22 +218,23 @@ class SupervisedStep:
 class DistillationStep:
     """total = (1 − α)·task + α·distill + λ·feature; teacher and student see the same images."""
 
-    def __init__(self, model: nn.Module, teacher: Teacher, config: TrainConfig) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        teacher: Teacher,
+        config: TrainConfig,
+        criterion: type[Distillation] | None = None,
+    ) -> None:
         self.config = config
         self.teacher = teacher
-        criterion = Distillation(
+        distillation = (criterion or RECIPES[config.recipe])(
             model.feature_channels,  # type: ignore[arg-type]
             teacher.model.feature_channels,  # type: ignore[arg-type]
             temperature=config.temperature,
-            form=config.distill_form,
-            crowd_power=config.crowd_power,
-            box_form=config.distill_box,
-            feature_form=config.feature_form,
-            feature_attention=config.feature_attention,
             box_weight=config.box_weight,
             landmark_weight=config.landmark_weight,
         )
-        self.trained = nn.ModuleDict({"model": model, "criterion": criterion})
+        self.trained = nn.ModuleDict({"model": model, "criterion": distillation})
 
     def student(self, images: Tensor) -> Answer:
         """The student's answer, with gradient, for (B, 3, H, W)."""
@@ -345,7 +343,7 @@ def make_model(config: TrainConfig, teacher: nn.Module | None) -> nn.Module:
     if config.model == "v1":
         model: nn.Module = FeatherFaceV1()
     else:
-        model = FeatherFaceV2(dropblock_size=config.dropblock_size)
+        model = FeatherFaceV2()
     if config.weights:
         start = load_model(config.weights)
         if start.name != config.model:
@@ -362,23 +360,27 @@ def make_model(config: TrainConfig, teacher: nn.Module | None) -> nn.Module:
     return model
 
 
-def make_step(config: TrainConfig, *, device: torch.device, steps: int) -> Step:
+def make_step(
+    config: TrainConfig,
+    *,
+    device: torch.device,
+    steps: int,
+    criterion: type[Distillation] | None = None,
+) -> Step:
     """V1 supervised, or V2 distilled from the teacher file that the config names, on the device.
 
-    steps: of the whole run.
+    steps: of the whole run. criterion: instead of the recipe's; ConfigError for V1, which has none.
     """
+    if criterion and config.model == "v1":
+        raise ConfigError("a criterion of distillation needs a teacher, and V1 has none")
     teacher = None if config.model == "v1" else load_teacher(config)
     model = make_model(config, teacher)
-    model.backbone.freeze(config.frozen_blocks)  # type: ignore[operator, union-attr]
-    if config.frozen_norms == "on":
-        keep_norms(model)
-    else:
-        model = with_shared_norms(model, config, device)
+    model = with_shared_norms(model, config, device)
     model = _placed(model, device)
     if teacher is None:
         return SupervisedStep(model, config)
     engine = make_teacher(_placed(teacher, device), config, device=device, steps=steps)
-    step = DistillationStep(model, engine, config)
+    step = DistillationStep(model, engine, config, criterion)
     step.trained.to(device)
     return step
 
@@ -457,9 +459,6 @@ def _one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {text[:160]}"
 
 
-LARGEST_BATCH = 512  # images of a process that `--batch-size auto` tries
-LARGEST_ON_CPU = 32  # more brings a CPU no speed
-ROOM = 0.8  # share of the free memory that a batch may take
 OUT_OF_MEMORY = (  # the CPU allocator, CUDA, cuBLAS, cuDNN
     "can't allocate memory",
     "not enough memory",
@@ -480,7 +479,7 @@ def memory_errors_explained(config: TrainConfig) -> Iterator[None]:
             raise
         raise TrainingError(
             f"out of memory at {config.image_size}×{config.image_size} with --batch-size "
-            f"{config.batch_size or 'auto'} and --accumulate {config.accumulate}: lower the first, "
+            f"{config.batch_size} and --accumulate {config.accumulate}: lower the first, "
             "or raise the second (batch norms alone see the parts), or keep the photos elsewhere "
             "(--cache ram)"
         ) from None
@@ -492,42 +491,6 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     return any(words in text for words in OUT_OF_MEMORY)
-
-
-def largest_batch(step: Callable[[int], None], *, least: int = 1, most: int = LARGEST_BATCH) -> int:
-    """The largest of least, 2·least, 4·least … up to `most` for which `step` finds memory.
-
-    TrainingError if not even the first does. `step` runs one training step of so many images.
-    """
-    found, size = 0, least
-    while size <= most:
-        try:
-            step(size)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            break
-        found, size = size, 2 * size
-    if not found:
-        raise TrainingError(
-            f"not even a batch of {least} fits into memory: lower --image-size, or keep the photos "
-            "elsewhere (--cache ram or none)"
-        )
-    return found
-
-
-def kept_bytes(run: Callable[[], None]) -> int:
-    """Bytes of the different tensors that autograd keeps while `run` runs."""
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        run()
-    return sum(kept.values())
 
 
 def example_batch(config: TrainConfig, images: int, device: torch.device) -> tuple[Tensor, Target]:
@@ -542,36 +505,6 @@ def example_batch(config: TrainConfig, images: int, device: torch.device) -> tup
     points = torch.zeros(images, FACES, 5, 2, device=device)
     weight = torch.ones(images, FACES, device=device)
     return pixels, Target(boxes, points, mask, mask[..., 0], weight)
-
-
-def fitting_batch(device: torch.device, trial: Callable[[int], None], *, photos: int) -> int:
-    """The batch size that memory has room for: a power of two, at most the number of photos.
-
-    trial: runs one training step of so many images. On CUDA by trying ever larger ones; on a CPU,
-    where the system would end the process instead, from what one image keeps for its gradient.
-    Of one process: several would wait for each other in vain (`images_per_step` refuses them).
-    """
-    if device.type == "cuda":
-        most = min(LARGEST_BATCH, photos)
-        size = largest_batch(lambda count: _with_room(trial, count, device), most=most)
-    else:
-        each = 2 * max(1, kept_bytes(lambda: trial(1)))  # and the gradients beside
-        most = min(LARGEST_ON_CPU, photos, int(ROOM * free_bytes(device)) // each)
-        size = 2 ** max(0, most.bit_length() - 1)
-    tqdm.write(f"--batch-size auto: {size}")
-    return size
-
-
-def _with_room(trial: Callable[[int], None], images: int, device: torch.device) -> None:
-    """A trial that also runs out of memory where it leaves less than ROOM asks for."""
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    before, free = torch.cuda.memory_allocated(device), free_bytes(device)
-    trial(images)
-    taken = torch.cuda.max_memory_reserved(device) - before
-    torch.cuda.empty_cache()
-    if taken > ROOM * free:
-        raise torch.cuda.OutOfMemoryError("not enough room left")
 
 
 def trial_of(step: Step, config: TrainConfig, device: torch.device) -> Callable[[int], None]:

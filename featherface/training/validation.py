@@ -1,4 +1,4 @@
-"""AP during training: what chooses the best weights. Never the training loss."""
+"""AP during training, which selects the best weights."""
 
 import math
 from collections.abc import Sequence
@@ -8,42 +8,35 @@ from torch import nn
 
 from featherface.config import EVALUATION_SCORE, TrainConfig
 from featherface.data.annotations import Photo
-from featherface.data.widerface import find_dataset
 from featherface.detector import Detector
 from featherface.errors import ConfigError
 from featherface.evaluation.run import detect_photos
 from featherface.evaluation.sets import find_evaluation_set
 
+PROTOCOL = "vga"  # size of the photos
+
 
 class Validator:
-    """Measures a network on the val split of the training data, or on a seeded part of it.
+    """Measure a network on the val split of the training data, or on a seeded sample of it.
 
-    Raises at the start, not after hours: DataError when there is nothing to measure on, ConfigError
-    when that would be photos that are trained on, of `training` or of the labelled ones.
+    Raises before the training starts: DataError if there are no photos to measure on, ConfigError
+    if any is one of the `training` photos.
     """
 
     def __init__(self, config: TrainConfig, training: Sequence[Photo] = ()) -> None:
         found = find_evaluation_set(config.data, "val")
-        refuse_training_photos(config)
+        _refuse_training_photos(found.photos, training, config)
         self.photos = found.sample(config.validate_photos or found.count, seed=config.seed)
-        taught = {photo.path.resolve() for photo in training}
-        both = [photo.path for photo in self.photos.photos if photo.path.resolve() in taught]
-        if both:
-            raise ConfigError(
-                f"{len(both)} photos to validate on are also trained on, the first is {both[0]}: "
-                "take them out of --unlabelled, or leave out --validate-every"
-            )
-        self.protocol = config.validate_protocol
-        self.description = f"{self.photos.description}, protocol {self.protocol}"
+        self.description = f"{self.photos.description}, protocol {PROTOCOL}"
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Exact AP in 0..1 of every setting as `val_ap_…`, and their mean as `val_ap`.
+        """Return the exact AP, 0..1, of each setting as `val_ap_…`, and their mean as `val_ap`.
 
-        Settings are easy, medium, hard where WIDER FACE's ground truth is there, else all, small,
-        medium, large; a size without faces is left out, and `val_ap` is then that of all.
+        Settings are easy, medium, hard if WIDER FACE's ground truth exists, else all, small,
+        medium, large; sizes without faces are left out, and `val_ap` is then that of all.
         """
         detector = Detector(model, score_threshold=EVALUATION_SCORE)
-        found = detect_photos(detector, self.photos.photos, protocol=self.protocol, progress=False)
+        found = detect_photos(detector, self.photos.photos, protocol=PROTOCOL, progress=False)
         result = self.photos.evaluate(found).as_dict()
         result.pop("images")
         scores = {f"val_ap_{name}": float(part["ap_exact"]) for name, part in result.items()}
@@ -52,16 +45,18 @@ class Validator:
         return {"val_ap": scores.get("val_ap_all", mean), **scores}
 
 
-def refuse_training_photos(config: TrainConfig) -> None:
-    """ConfigError if the val split has the annotation that is trained on.
+def _refuse_training_photos(
+    validation: Sequence[Photo], training: Sequence[Photo], config: TrainConfig
+) -> None:
+    """Raise ConfigError if a photo is in both: AP would then reward overfitting.
 
-    A plain folder (images/ and one annotation) is given for any split. Weights chosen by AP on the
-    training photos would be those that know them best by heart.
+    A plain folder (images/ and one annotation) serves as train and as val split.
     """
-    training = find_dataset(config.data, config.split, config.training_dataset).annotation
-    validation = find_dataset(config.data, "val").annotation
-    if validation.samefile(training):
+    taught = {photo.path.resolve() for photo in training}
+    both = [photo.path for photo in validation if photo.path.resolve() in taught]
+    if both:
         raise ConfigError(
-            f"{validation}: training and validation would use the same photos; put others under "
-            f"{Path(config.data) / 'val'} (images/ and label.txt), or leave out --validate-every"
+            f"{len(both)} photos to validate on are also trained on, the first is {both[0]}: put "
+            f"others under {Path(config.data) / 'val'} (images/ and label.txt), take them out of "
+            "--unlabelled, or leave out --validate-every"
         )
