@@ -114,16 +114,6 @@ def test_a_setting_of_another_kind_is_named(work, settings):
     sessions.open_session("quick", settings={"lr": 1})
 
 
-def test_a_run_from_before_a_setting_was_there_is_known_again(tmp_path):
-    config, path = TrainConfig(cache="none"), tmp_path / "last.pth"
-    stored = config.as_dict()
-    for name in ("replay_epochs", "cache"):
-        del stored[name]
-    write_file(path, {"format": FORMAT, "config": stored})
-    assert process.is_same_run(path, config)
-    assert not process.is_same_run(path, config.replace(lr=5e-3))
-
-
 def test_a_teacher_named_in_the_settings_is_the_teacher(work):
     current = sessions.open_session("quick", settings={"teacher_model": "elsewhere/v1.pth"})
     assert current.teacher == Path("elsewhere/v1.pth")
@@ -306,32 +296,6 @@ def test_messages_name_no_place_of_this_machine(shown):
     with display.explained("importing"):
         from featherface.config import nothing  # noqa: F401
     assert str(ROOT) not in shown[1][1] and "cannot import name 'nothing'" in shown[1][1]
-
-
-def test_the_tuning_guide_names_what_helped_beyond_the_spread(work, shown):
-    from featherface.notebook.guide import show_tuning
-
-    current = sessions.open_session("quick")
-    show_tuning(current)
-    assert "scripts/ablate.py" in shown[-1][1]
-    shown.clear()
-    values = {"base": (50, 51), "lr 0.004": (54, 55), "T 4": (46, 47), "mixup": (49, 52)}
-    rows = [
-        {"variant": name, "seed": seed, "images": 12, "ap_all": ap, "ap_small": ap, "ap_medium": ap,
-         "ap_large": ap, "landmark_distance": 0.1}
-        for name, both in values.items() for seed, ap in enumerate(both)
-    ]  # fmt: skip
-    (work / "results").mkdir()
-    pd.DataFrame(rows).to_csv(work / "results/ablations.csv", index=False)
-    show_tuning(current)
-    assert "helped: lr 0.004 (+4.0); hurt: T 4 (-4.0); the other 1 changes" in shown[0][1]
-    rows += [rows[0] | {"variant": name, "ap_all": ap} for name, ap in (("once", 51), ("bad", 9))]
-    pd.DataFrame(rows).to_csv(work / "results/ablations.csv", index=False)
-    shown.clear()
-    show_tuning(current)
-    said = "hurt: T 4 (-4.0); the other 1 changes are within the spread of the seeds (2 of base); "
-    assert said + "2 ran with one seed: no verdict" in shown[0][1]
-    assert (work / "results/v2/ablations.png").is_file()
 
 
 def test_the_costs_are_the_published_ones():

@@ -12,7 +12,7 @@ from featherface.notebook.faces import (
     show_folder,
     show_side_by_side,
 )
-from featherface.notebook.guide import show_troubles, show_tuning
+from featherface.notebook.guide import show_troubles
 from featherface.notebook.measure import (
     compare_detections,
     evaluate,
@@ -71,7 +71,6 @@ __all__ = [
     "show_side_by_side",
     "show_table",
     "show_troubles",
-    "show_tuning",
     "show_weights",
     "start_training",
     "stop_training",
