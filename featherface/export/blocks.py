@@ -1,6 +1,6 @@
 """V2's parts in deployment form: each computes what the trained part does, in fewer, faster steps.
 
-What each form gains is in results/LOG.md.
+What each form gains is in docs/experiments.md.
 """
 
 from itertools import pairwise
