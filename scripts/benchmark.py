@@ -97,7 +97,7 @@ def add_train(commands: Any) -> None:
         setting = TrainConfig.__dataclass_fields__[name]
         argument(
             *flag(name),
-            type=setting.metadata["parse"],
+            type=type(setting.default),
             default=setting.default,
             choices=setting.metadata["choices"],
             help=setting.metadata["help"],
