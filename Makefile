@@ -11,7 +11,7 @@ READY_DEV = $(VENV)/.ready-dev
 .PHONY: help demo test lint clean
 
 help:
-	@echo "make demo   run the notebook: draw a small data set, train V1, distil V2, measure, export (about 10 minutes on 2 cores)"
+	@echo "make demo   run the notebook: synthesise photos, train V1, distil V2, evaluate, export (about 8 minutes on 2 cores)"
 	@echo "make test   run the tests (under 10 minutes on 2 cores)"
 	@echo "make lint   ruff and mypy"
 	@echo "make clean  remove the environment and caches; data, weights and results stay"
@@ -29,7 +29,7 @@ $(READY_DEV): $(READY) requirements-dev.txt
 	@touch $@
 
 demo: $(READY_DEV)
-	@echo "==> running the notebook; its page appears in results/, pictures and curves in results/v2"
+	@echo "==> running the notebook; its page appears in results/, the exported files in results/v2"
 	$(BIN)/python scripts/run_notebook.py
 
 test: $(READY_DEV)

@@ -18,6 +18,7 @@ from featherface.evaluation import (
     evaluate_widerface,
     precision_recall,
     precision_recall_boxes,
+    published_curves,
     read_submission,
     write_submission,
 )
@@ -523,3 +524,17 @@ def test_evaluation_imports_no_torch():
         "sys.exit('torch' in sys.modules or 'scipy.optimize' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_published_curves_are_read(tmp_path):
+    folder = tmp_path / "eval_tools/plot/baselines/Val/setting_int/Other"
+    folder.mkdir(parents=True)
+    for setting in ("easy", "medium", "hard"):
+        points = np.array([[0.0, 1.0], [0.5, 1.0], [1.0, 0.5]])
+        savemat(folder / f"wider_pr_info_Other_{setting}_val.mat", {"pr_cruve": points})
+    (folder.parent / "Damaged").mkdir()
+    (folder.parent / "Damaged/wider_pr_info_Damaged_easy_val.mat").write_bytes(b"nothing")
+    curves = published_curves(tmp_path)
+    assert list(curves) == ["Other (published)"]
+    assert curves["Other (published)"]["hard"].ap == pytest.approx(0.75)
+    assert published_curves(tmp_path / "nothing") == {}

@@ -1,14 +1,14 @@
-"""The notebook's steps: session, training process, messages, and one run from top to bottom."""
+"""The notebook's helpers: session, training process, messages, and one run from top to bottom."""
 
-import argparse
-import io
 import json
 import os
+import runpy
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -16,24 +16,21 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 from tiny_sets import draw_squares
 
+from featherface import notebook as nb
 from featherface.checkpoint import FORMAT, write_file
-from featherface.cli import add_config_flags
 from featherface.config import PRESETS, TrainConfig
-from featherface.errors import ConfigError, TrainingError
+from featherface.errors import ConfigError, DataError, TrainingError
 from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
-from featherface.notebook import display, measure, performance, process, sessions, training
-from featherface.notebook.execute import NOTEBOOK, run_notebook
-from featherface.notebook.networks import count_macs, network_table
-from featherface.notebook.published import published_curves
+from featherface.notebook import display, process, results, session, training
 
 ROOT = Path(__file__).resolve().parents[1]
+runner = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts/run_notebook.py")))
 TINY = {"image_size": 64, "epochs": 1, "batch_size": 4, "num_workers": 0, "bn_batches": 2,
         "validate_photos": 2, "device": "cpu"}  # fmt: skip
 EPOCHS = 25  # enough to be stopped and killed on the way
-SHORT_SPEED = "compare_speed(session, engines=['eager'], rounds=1)"  # ONNX takes a minute more
+SPEED, SHORT_SPEED = 'engines=["eager", "onnx"], rounds=7', 'engines=["eager"], rounds=1'
 WAIT = 90  # seconds, for a process to start or end on a busy machine
 
 
@@ -57,7 +54,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("FEATHERFACE_ROOT", str(tmp_path))
     monkeypatch.setenv("FEATHERFACE_HEADLESS", "1")
     monkeypatch.delenv("FEATHERFACE_MODE", raising=False)
-    monkeypatch.setattr(sessions, "_current", None)
+    monkeypatch.setattr(session, "_current", None)
     monkeypatch.setattr(training, "LOOK_EVERY", 0.3)
     yield tmp_path
     os.chdir(before)
@@ -74,84 +71,87 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     ],
 )
 def test_mode(wanted, complete, cuda, mode, reason):
-    chosen, why = sessions.choose_mode(wanted, complete=complete, cuda=cuda)
+    chosen, why = session.choose_mode(wanted, complete=complete, cuda=cuda)
     assert chosen == mode and reason in why
 
 
 def test_an_unknown_mode_is_refused():
     with pytest.raises(ConfigError, match="MODE must be one of auto, quick, full"):
-        sessions.choose_mode("fast", complete=True, cuda=True)
+        session.choose_mode("fast", complete=True, cuda=True)
 
 
 def test_quick_mode_leaves_the_shipped_weights_alone(work):
-    current = sessions.open_session("quick")
+    current = nb.open_session("quick")
     assert Path.cwd() == work
     assert current.run == Path("results/v2/quick_run")
     assert current.config.epochs == 5 and current.config.temperature == 1.0
-    assert current.deployed == sessions.SHIPPED_WEIGHTS
-    full = sessions.open_session("full")
+    assert current.deployed == session.SHIPPED_WEIGHTS
+    full = nb.open_session("full")
     assert full.run == Path("weights/v2") and full.config.epochs == 400
     assert (full.config.temperature, full.config.alpha) == (1.0, 0.7)
 
 
+def test_a_small_teacher_is_trained_like_its_student(work):
+    current = nb.open_session("quick", settings={"epochs": 2, "seed": 4})
+    teacher = current.teacher_config
+    assert current.trains_teacher and teacher.model == "v1" and teacher.mixup_prob == 0
+    for name in ("epochs", "seed", "image_size", "batch_size", "lr", "data", "bn_batches"):
+        assert getattr(teacher, name) == getattr(current.config, name), name
+    assert not nb.open_session("full").trains_teacher
+
+
 def test_the_environment_decides_where_the_cell_does_not(work, monkeypatch):
     monkeypatch.setenv("FEATHERFACE_MODE", "full")
-    assert sessions.open_session("auto").mode == "full"
-    assert sessions.open_session("quick").mode == "quick"
+    assert nb.open_session("auto").mode == "full"
+    assert nb.open_session("quick").mode == "quick"
 
 
 def test_a_setting_that_does_not_exist_is_named(work):
-    with pytest.raises(ConfigError, match="no such setting: epoch;"):
-        sessions.open_session("quick", settings={"epoch": 3})
+    with pytest.raises(ConfigError, match="no such setting: epoch"):
+        nb.open_session("quick", settings={"epoch": 3})
 
 
 @pytest.mark.parametrize("settings", [{"epochs": "3"}, {"epochs": 2.5}, {"lr": True}])
-def test_a_setting_of_another_kind_is_named(work, settings):
-    with pytest.raises(ConfigError, match=f"{next(iter(settings))} must be of type") as caught:
-        sessions.open_session("quick", settings=settings)
-    (line,) = caught.value._render_traceback_()  # what IPython shows instead of the traceback
-    assert line.startswith("Not done: opening the session: SETTINGS")
-    sessions.open_session("quick", settings={"lr": 1})
+def test_a_setting_of_another_type_is_named(work, settings):
+    with pytest.raises(ConfigError, match=f"{next(iter(settings))} must be of type"):
+        nb.open_session("quick", settings=settings)
+    nb.open_session("quick", settings={"lr": 1})
 
 
 def test_a_teacher_named_in_the_settings_is_the_teacher(work):
-    current = sessions.open_session("quick", settings={"teacher_model": "elsewhere/v1.pth"})
-    assert current.teacher == Path("elsewhere/v1.pth")
+    current = nb.open_session("quick", settings={"teacher_model": "elsewhere/v1.pth"})
+    assert current.teacher == Path("elsewhere/v1.pth") and not current.trains_teacher
 
 
 def test_a_damaged_record_does_not_stop_the_session(work):
     (work / "results/v2").mkdir(parents=True)
     (work / "results/v2/notebook_config.json").write_text('{"session": {"mode": "quick"}}')
-    assert sessions.session().mode == "quick"
+    assert nb.current_session().mode == "quick"
 
 
 def test_real_photographs_are_used_where_there_are_some(work):
     draw_squares(work / "data/widerface", train=3, val=2)
-    current = sessions.open_session("quick")
+    current = nb.open_session("quick")
     assert current.drawn is None and current.data == Path("data/widerface")
     assert current.protocol == "vga"
 
 
-def test_after_a_restart_the_session_is_found_again(work, monkeypatch, shown):
-    from featherface.notebook.record import write_record
-
-    first = sessions.open_session("quick", settings={"epochs": 3}, demo_photos=(2, 1))
-    write_record(first)
+def test_after_a_restart_the_session_is_found_again(work, monkeypatch):
+    first = nb.open_session("quick", settings={"epochs": 3}, demo_photos=(2, 1))
+    nb.write_record(first)
     record = json.loads((work / "results/v2/notebook_config.json").read_text())
     assert record["settings"]["epochs"] == 3 and record["versions"]["torch"]
     assert str(work) not in json.dumps(record["data"])
-    monkeypatch.setattr(sessions, "_current", None)
-    again = sessions.session()
+    monkeypatch.setattr(session, "_current", None)
+    again = nb.current_session()
     assert again is not first and again.config == first.config and again.drawn == (2, 1)
 
 
-@pytest.mark.parametrize("model", ["v1", "v2"])
-def test_flags_give_the_config_back(model):
-    config = PRESETS[model].replace(epochs=3, lr=2e-3, num_workers=-1, seed=7, limit=9)
-    parser = argparse.ArgumentParser()
-    add_config_flags(parser, PRESETS[model])
-    given = vars(parser.parse_args(process.config_flags(config)))
-    assert PRESETS[model].replace(**given) == config
+def test_figures_of_detectors_outlive_the_kernel(work):
+    current = nb.open_session("quick")
+    nb.remember(current, "V1", ap_all=50.0)
+    nb.remember(current, "V1", calibration_error=0.1)
+    assert results.remembered(current) == {"V1": {"ap_all": 50.0, "calibration_error": 0.1}}
 
 
 def tiny_config(work: Path, **changes: object) -> TrainConfig:
@@ -168,24 +168,24 @@ def tiny_config(work: Path, **changes: object) -> TrainConfig:
 def wait_for(config: TrainConfig, *, epochs: int = 0, state: str = "") -> process.Status:
     deadline = time.monotonic() + WAIT
     while time.monotonic() < deadline:
-        status = process.look(config)
+        status = process.status_of(config)
         if (epochs and status.epoch >= epochs) or status.state == state:
             return status
         time.sleep(0.2)
-    raise AssertionError(f"still {process.look(config)}")
+    raise AssertionError(f"still {process.status_of(config)}")
 
 
-def test_a_run_is_followed_stopped_killed_and_resumed(work, shown):
+def test_a_run_is_followed_stopped_killed_and_resumed(work):
     """Everything is read from files: nothing here depends on who started the process."""
     config = tiny_config(work, epochs=EPOCHS)
     folder = work / "run"
-    assert process.look(config).state == "none"
+    assert process.status_of(config).state == "none"
     process.start(config)
-    with pytest.raises(TrainingError, match="trains here already"):
+    with pytest.raises(TrainingError, match="already trains here"):
         process.start(config)
     wait_for(config, epochs=1)
     assert process.stop(folder) and not process.stop(folder)
-    stopped = process.look(config)
+    stopped = process.status_of(config)
     assert stopped.state == "stopped" and stopped.resumable, stopped
     process.start(config, resume=True)
     wait_for(config, epochs=stopped.epoch + 1)
@@ -193,33 +193,72 @@ def test_a_run_is_followed_stopped_killed_and_resumed(work, shown):
     if found is not None:
         os.kill(found.pid, signal.SIGKILL)
         killed = wait_for(config, state="failed")
-        assert "without a word" in killed.line and killed.resumable
+        assert "without a message" in killed.line and killed.resumable
         process.start(config, resume=True)
     wait_for(config, state="finished")
-    log = process.read_table(folder)
+    log = process.read_log(folder)
     assert log["epoch"].tolist() == list(range(1, EPOCHS + 1))
-    assert process.look(config.replace(lr=0.5)).state == "other"
+    assert process.status_of(config.replace(lr=0.5)).state == "other"
 
 
-def test_a_crash_says_why_in_one_line(work, shown):
-    current = sessions.open_session("quick", settings={**TINY, "save_folder": str(work / "run")})
-    broken = current.config.replace(data="nowhere")
-    process.start(broken)
-    wait_for(broken, state="failed")
-    current.config = broken
-    training.follow_training(current)
-    mark, text = shown[-1]
-    assert mark == "problem" and "data folder nowhere does not exist" in text
-    assert "Traceback" not in text and "section 5" in text
+PROGRESS = {"epoch": 3, "epochs": 5, "step": 20, "steps": 50, "loss": 1.23456,
+            "images_per_second": 7.1, "error": "", "pid": 1, "updated": 0.0}  # fmt: skip
 
 
-def test_without_a_checkpoint_there_is_nothing_to_resume(work, shown):
-    current = sessions.open_session("quick", settings={**TINY, "save_folder": str(work / "run")})
-    process.start(current.config.replace(data="nowhere"))
-    wait_for(current.config, state="failed")
-    training.resume_training(current)
-    mark, text = shown[-1]
-    assert mark == "problem" and "run section 5 again" in text
+@pytest.mark.parametrize(
+    ("state", "error", "expected", "text"),
+    [
+        ("stopped", "", "stopped", "stopped after 3 of 5 epochs; it can be resumed"),
+        ("failed", "the loss became nan", "failed", "the loss became nan; it can be resumed"),
+        ("training", "", "failed", "ended without a message after 3 of 5 epochs"),
+        ("done", "", "finished", "finished: 5 epochs"),
+    ],
+)
+def test_the_state_comes_from_the_progress_file(tmp_path, state, error, expected, text):
+    config = TrainConfig(save_folder=str(tmp_path), epochs=5)
+    for name in ("FeatherFaceV2_last.pth", "FeatherFaceV2_final.pth"):
+        (tmp_path / name).write_bytes(b"never read")
+    (tmp_path / "run.json").write_text(json.dumps(config.as_dict()))
+    (tmp_path / "training.pid").write_text(json.dumps({"pid": os.getpid(), "born": 1.0}))
+    progress = PROGRESS | {"state": state, "error": error}
+    (tmp_path / "progress.json").write_text(json.dumps(progress))
+    status = process.status_of(config)
+    assert (status.state, status.resumable) == (expected, expected != "finished")
+    assert text in status.line
+    assert process.status_of(config.replace(alpha=0.1)).state == "other"
+    (tmp_path / "progress.json").write_text('{"state": "tra')  # not written by the trainer
+    assert process.status_of(config).state == "failed"
+
+
+def test_a_running_process_shows_epoch_step_loss_and_speed(tmp_path):
+    config = TrainConfig(save_folder=str(tmp_path), epochs=5)
+    born = process.psutil.Process().create_time()
+    (tmp_path / "training.pid").write_text(json.dumps({"pid": os.getpid(), "born": born}))
+    assert process.status_of(config).line.endswith("epoch 1 of 5: starting")
+    (tmp_path / "progress.json").write_text(json.dumps(PROGRESS | {"state": "training"}))
+    status = process.status_of(config)
+    assert status.state == "running" and status.epoch == 3
+    assert "epoch 4 of 5, step 20 of 50 (40 %), loss 1.235, 7.1 images/s" in status.line
+
+
+def test_a_crash_is_one_line(work):
+    config = tiny_config(work).replace(data="nowhere")
+    process.start(config)
+    wait_for(config, state="failed")
+    with pytest.raises(TrainingError, match=r"data folder nowhere does not exist.*run section 5"):
+        nb.follow_training(config)
+    with pytest.raises(TrainingError, match="nothing to resume: data folder nowhere"):
+        nb.resume_training(config)
+
+
+def test_following_a_run_that_never_started_is_an_error(work):
+    with pytest.raises(TrainingError, match="V2: not started; run section 5"):
+        nb.follow_training(nb.open_session("quick").config)
+
+
+def test_a_missing_teacher_is_one_message(work):
+    with pytest.raises(TrainingError, match=r"scripts/train_v1\.py"):
+        nb.start_training(nb.open_session("full").config)
 
 
 def test_a_place_for_the_page_is_needed_before_anything_runs(tmp_path):
@@ -227,143 +266,142 @@ def test_a_place_for_the_page_is_needed_before_anything_runs(tmp_path):
     cell = nbformat.v4.new_code_cell(f"open({str(tmp_path / 'ran')!r}, 'w')")
     nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "short.ipynb")
     with pytest.raises(ConfigError, match="out is a file"):
-        run_notebook(tmp_path / "out", parameters={}, source=tmp_path / "short.ipynb")
+        runner.run_notebook(tmp_path / "out", parameters={}, source=tmp_path / "short.ipynb")
     assert not (tmp_path / "ran").exists()
+
+
+def short_notebook(folder: Path, *code: str) -> Path:
+    """A notebook with a section "1 End", a parameter MODE and these cells."""
+    cells = [nbformat.v4.new_markdown_cell("## 1 End"), nbformat.v4.new_code_cell("MODE = 1")]
+    cells[1].metadata["tags"] = ["parameters"]
+    cells += [nbformat.v4.new_code_cell(text) for text in code]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / "short.ipynb")
+    return folder / "short.ipynb"
 
 
 @pytest.mark.parametrize(
     "last", ["os._exit(1)", "os.kill(os.getppid(), 2); time.sleep(60)"], ids=["died", "Ctrl-C"]
 )
 def test_a_kernel_that_ends_is_one_message(tmp_path, last):
-    cells = [nbformat.v4.new_markdown_cell("## 1 End"), nbformat.v4.new_code_cell("MODE = 1")]
-    cells[1].metadata["tags"] = ["parameters"]
-    cells.append(nbformat.v4.new_code_cell(f"import os, time\n{last}"))
-    source = tmp_path / "short.ipynb"
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), source)
+    source = short_notebook(tmp_path, f"import os, time\n{last}")
     with pytest.raises(ConfigError, match="the kernel ended in section 1 End"):
-        run_notebook(tmp_path / "out", parameters={"MODE": 2}, source=source)
+        runner.run_notebook(tmp_path / "out", parameters={"MODE": 2}, source=source)
     assert (tmp_path / "out/short.html").is_file()
 
 
-def test_following_what_never_started_says_so(work, shown):
-    training.follow_training(sessions.open_session("quick"))
-    mark, text = shown[-1]
-    assert mark == "problem" and "not started; start it in section 5" in text
+def test_errors_in_cells_are_messages_and_the_next_cell_runs(work, capsys):
+    source = short_notebook(
+        work,
+        "from featherface import notebook as nb\nnb.open_session('quick')",
+        "from featherface.data.widerface import read_split\nread_split('nowhere')",
+        "1 / 0",
+        "missing_results",
+        "nb.plt = __import__('matplotlib.figure').figure.Figure(); nb.plt",
+    )
+    executed, problems = runner.run_notebook(work / "out", parameters={}, source=source)
+    outputs = [output for cell in executed.cells[3:] for output in cell.outputs]
+    assert problems == 3 and [o.output_type for o in outputs] == ["display_data"] * 3 + [
+        "execute_result"
+    ]
+    texts = [output.data["text/plain"] for output in outputs]
+    assert "nowhere" in texts[0] and "ZeroDivisionError: division by zero" in texts[1]
+    assert "run the cells above first" in texts[2]
+    assert "traceback" in outputs[1].data["text/html"] and "image/png" in outputs[3].data
+    assert "Not done: ZeroDivisionError" in capsys.readouterr().out
 
 
-def test_a_missing_teacher_is_one_message(work, shown):
-    current = sessions.open_session("full")
-    training.prepare_teacher(current)
-    training.start_training(current)
-    marks = [text for mark, text in shown if mark == "problem"]
-    assert len(marks) == 2 and "scripts/train_v1.py" in marks[0]
-
-
-def test_every_setting_is_shown_with_its_meaning(work, shown):
-    from featherface.notebook.setup import show_settings
-
-    show_settings(sessions.open_session("quick", settings={"seed": 7}))
-    texts = [text for _, text in shown]
-    for item in fields(TrainConfig):
-        assert item.name in texts[1] and item.metadata["help"][:20] in texts[1]
-    assert "seed" in texts[0] and "weight_decay" not in texts[0]
-
-
-def test_missing_data_is_one_message_a_step(work, shown):
-    from featherface.notebook.setup import prepare_data, show_photos, show_schedule
-
-    current = sessions.open_session("full")
-    for step in (prepare_data, show_photos, show_schedule, measure.evaluate):
-        shown.clear()
-        step(current)
-        problems = [text for mark, text in shown if mark == "problem"]
-        assert len(problems) == 1 and "scripts/prepare_data.py" in problems[0], step
-
-
-def test_a_defect_is_a_message_with_its_traceback_folded(shown):
-    with display.explained("dividing"):
-        _ = 1 / 0
-    assert shown == [
-        ("problem", "Not done: dividing: ZeroDivisionError: division by zero "
-         "(not foreseen: please report it)")
-    ]  # fmt: skip
+def test_a_session_that_cannot_be_opened_ends_the_run(work):
+    source = short_notebook(
+        work, "from featherface import notebook as nb\nnb.open_session('fast')", "1 / 0"
+    )
+    with pytest.raises(ConfigError, match="MODE must be one of"):
+        runner.run_notebook(work / "out", parameters={}, source=source)
 
 
 def test_messages_name_no_place_of_this_machine(shown):
-    with display.explained("reading"):
-        raise ValueError(f"{ROOT}/data/a.jpg and {Path.home()}/b.jpg")
+    display.explain(ValueError(f"{ROOT}/data/a.jpg and {Path.home()}/b.jpg"))
     assert "ValueError: data/a.jpg and ~/b.jpg" in shown[0][1]
-    with display.explained("importing"):
+    with pytest.raises(ImportError) as caught:
         from featherface.config import nothing  # noqa: F401
+    display.explain(caught.value)
     assert str(ROOT) not in shown[1][1] and "cannot import name 'nothing'" in shown[1][1]
 
 
+def test_every_setting_is_shown_with_its_meaning(work):
+    current = nb.open_session("quick", settings={"seed": 7})
+    table = nb.settings_table(current.config, PRESETS["published"])
+    for item in fields(TrainConfig):
+        assert table.loc[item.name, "meaning"] == item.metadata["help"]
+    changed = table[table["base"] != table["this run"]]
+    assert changed.loc["seed", "this run"] == "7" and "weight_decay" not in changed.index
+
+
+def test_learning_rates_rise_then_fall():
+    rates = nb.learning_rates(PRESETS["quick"], 20)
+    top = int(rates.argmax())
+    assert len(rates) == 20 * PRESETS["quick"].epochs and 0 < top <= len(rates) / 10
+    assert rates.max() == pytest.approx(PRESETS["quick"].lr) and (np.diff(rates[top:]) <= 0).all()
+
+
+def test_a_missing_guide_is_an_error():
+    with pytest.raises(DataError, match=r"docs/nothing\.md does not exist"):
+        nb.guide("nothing")
+
+
 def test_the_costs_are_the_published_ones():
-    table = network_table()
-    total = table.sum(numeric_only=True)
+    total = nb.network_table().sum(numeric_only=True)
     assert total["v1_parameters"] == 592_371 and total["v2_parameters"] == 256_156
     assert total["v1_macs"] == pytest.approx(1.24e9, rel=5e-3)
     assert total["v2_macs"] == pytest.approx(0.411e9, rel=2e-3)
     for network in (FeatherFaceV1(), FeatherFaceV2()):
-        parts = sum(count_macs(network, 64).values())
+        parts = sum(results.count_macs(network, 64).values())
         assert 0 < parts < 2e7
 
 
-def test_figures_stay_small():
-    figure = Figure(figsize=(9, 6))
-    figure.subplots().imshow(np.random.default_rng(0).random((600, 900, 3)))
-    content = display.png(figure, most=300_000)
-    assert len(content) <= 300_000
-    assert Image.open(io.BytesIO(content)).format == "PNG"
+def test_photos_are_jpegs_and_curves_are_pngs():
+    photos, curves = Figure(figsize=(9, 6)), Figure(figsize=(9, 6))
+    photos.subplots().imshow(np.random.default_rng(0).random((600, 900, 3)))
+    ax = curves.subplots()
+    ax.plot([0, 1])
+    ax.set_title("a <title>")
+    assert display._as_png(photos) is None and display._as_jpeg(curves) is None
+    content, _ = display._as_jpeg(photos)
+    assert content[:2] == b"\xff\xd8" and len(content) < 200_000
+    content, described = display._as_png(curves)
+    assert content[:4] == b"\x89PNG" and described == {"alt": "a <title>"}
 
 
-def test_the_comparison_holds_what_was_measured(work, shown):
-    current = sessions.open_session("quick")
-    performance.compare_speed(current, sizes=[(32, 64)], engines=["eager"], rounds=2)
-    assert "only its forward is timed" in shown[-1][1]
-    current.add("V2, shipped", {"calibration_error": 0.05})
-    performance.write_comparison(current)
+def test_the_comparison_holds_times_and_quality(work):
+    current = nb.open_session("quick")
+    nb.remember(current, "V2, shipped", calibration_error=0.05)
+    times = pd.DataFrame([{"detector": "V1", "what": "forward", "median": 3.0}])
+    assert nb.write_comparison(current, times).loc["calibration_error", "V2, shipped"] == 0.05
     table = pd.read_csv(work / "results/v2/performance_comparison.csv").set_index("what")
-    assert table.loc["forward", "detector"].tolist() == ["V1", "V2"]
-    assert table.loc["end-to-end", "detector"] == "V2"
-    assert (table.loc["forward", ["height", "width"]] == [32, 64]).all(axis=None)
-    quality = table.loc["quality"].set_index("detector")
-    assert quality["parameters"].tolist() == [592_371, 256_156]
-    assert quality.loc["V2, shipped", "calibration_error"] == 0.05
-
-
-def test_published_curves_are_read_where_they_are(tmp_path):
-    from scipy.io import savemat
-
-    folder = tmp_path / "eval_tools/plot/baselines/Val/setting_int/Other"
-    folder.mkdir(parents=True)
-    for setting in ("easy", "medium", "hard"):
-        points = np.array([[0.0, 1.0], [0.5, 1.0], [1.0, 0.5]])
-        savemat(folder / f"wider_pr_info_Other_{setting}_val.mat", {"pr_cruve": points})
-    curves = published_curves(tmp_path)
-    assert list(curves) == ["Other (published)"]
-    assert curves["Other (published)"]["hard"].ap == pytest.approx(0.75)
-    assert published_curves(tmp_path / "nothing") == {}
+    assert table.loc["forward", "median"] == 3 and table.loc["forward", "detector"] == "V1"
+    assert table.loc["quality", "parameters"] == 256_156
 
 
 def test_it_runs_from_top_to_bottom(work):
-    """On a tiny drawn set; what it should leave is there, and every cell has said something."""
+    """On a tiny synthetic set: it writes what it should, and every cell shows something."""
     parameters = {"MODE": "quick", "SETTINGS": TINY, "DEMO_PHOTOS": (8, 4)}
-    quick = NOTEBOOK.read_text().replace("compare_speed(session)", SHORT_SPEED)
-    assert SHORT_SPEED in quick
+    text = runner.NOTEBOOK.read_text()
+    quick = text.replace(json.dumps(SPEED)[1:-1], json.dumps(SHORT_SPEED)[1:-1])
+    assert quick != text
     (work / "copy.ipynb").write_text(quick)
-    result = run_notebook(work / "out", parameters=parameters, source=work / "copy.ipynb")
-    assert result.problems == ()
-    executed = nbformat.read(result.notebook, as_version=4)
+    executed, problems = runner.run_notebook(
+        work / "out", parameters=parameters, source=work / "copy.ipynb"
+    )
+    assert problems == 0
     for cell in executed.cells:
         if cell.cell_type != "code":
             continue
         tagged = {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", ()))
         assert tagged or cell.outputs, cell.source
         assert not [output for output in cell.outputs if output.output_type == "error"]
-    assert result.page.stat().st_size < 2e6
-    assert "No description has been provided" not in result.page.read_text()
-    made = ["performance_comparison.csv", "notebook_config.json", "training.png"]
+    page = work / "out/copy.html"
+    assert page.stat().st_size < 2e6
+    assert "No description has been provided" not in page.read_text()
+    made = ["performance_comparison.csv", "notebook_config.json", "precision_recall.png"]
     made += ["quick_run/FeatherFaceV2_final.pth", "quick_run/training_log.csv"]
     made += ["featherface_v2_deployment.pth", "featherface_v2_deployment.onnx", "README.md"]
     for name in made:

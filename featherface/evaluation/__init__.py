@@ -13,7 +13,7 @@ from featherface.evaluation.predictions import EvaluationWarning
 from featherface.evaluation.run import evaluate
 from featherface.evaluation.sets import find_evaluation_set, precision_recall_boxes
 from featherface.evaluation.submission import read_submission, write_submission
-from featherface.evaluation.widerface import evaluate_widerface, precision_recall
+from featherface.evaluation.widerface import evaluate_widerface, precision_recall, published_curves
 from featherface.structures import Curve
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "find_evaluation_set",
     "precision_recall",
     "precision_recall_boxes",
+    "published_curves",
     "read_submission",
     "reliability",
     "threshold_for_precision",

@@ -16,6 +16,7 @@ from featherface.errors import DataError
 from featherface.evaluation.curves import Evaluation, make_curves, match_detections
 from featherface.evaluation.predictions import gather, image_stem, name_some
 from featherface.evaluation.submission import Found, load_predictions
+from featherface.structures import Curve
 
 SETTINGS = ("easy", "medium", "hard")
 
@@ -159,3 +160,33 @@ def precision_recall(
     rows = gather(load_predictions(predictions), names, known=whole.stems, key=image_stem)
     kept = {name: np.concatenate(masks) for name, masks in truth.kept.items()}
     return make_curves(match_detections(rows, truth.boxes), kept, images=len(truth.stems))
+
+
+_PUBLISHED = "eval_tools/plot/baselines/Val/setting_int"
+
+
+def published_curves(data: str | os.PathLike, *, most: int = 3) -> dict[str, dict[str, Curve]]:
+    """Read the precision-recall curves of other detectors that eval_tools.zip contains.
+
+    data: the folder that eval_tools/ is in. Returns {detector: {setting: Curve}} of the `most` best
+    detectors on hard; files that are missing or malformed are left out.
+    """
+    found = {}
+    for folder in sorted((Path(data) / _PUBLISHED).glob("*")):
+        files = {s: folder / f"wider_pr_info_{folder.name}_{s}_val.mat" for s in SETTINGS}
+        try:
+            points = {s: np.asarray(_read(file, "pr_cruve")[0]) for s, file in files.items()}
+            found[f"{folder.name} (published)"] = {s: _as_curve(p) for s, p in points.items()}
+        except (DataError, ValueError, IndexError):
+            continue
+    best = sorted(found, key=lambda name: -found[name]["hard"].ap)
+    return {name: found[name] for name in best[:most]}
+
+
+def _as_curve(points: np.ndarray) -> Curve:
+    """Points (T, 2) recall, precision → a curve to plot; its AP is the area under the envelope."""
+    recall, precision = points.astype(float).T
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    ap = float(np.sum(np.diff(recall, prepend=0.0).clip(min=0) * envelope))
+    none = np.zeros(0)
+    return Curve(none, none.astype(bool), none, recall, precision, ap, ap, faces=1)

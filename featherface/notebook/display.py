@@ -1,128 +1,121 @@
-"""What the notebook shows: tables, figures, notes, and errors as one message instead of a wall.
+"""How the notebook shows things: figures, one message per error, a line and curves that move.
 
-Everything goes through IPython's display with a plain-text form beside the rich one, so that a
-terminal that runs the notebook shows something readable too.
+`install` teaches IPython to do so for calls of any library function, so that a cell needs no
+wrapper: the library returns a figure or raises an error, and the notebook shows it.
 """
 
 import html
 import io
+import os
 import sys
 import sysconfig
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-from IPython.display import DisplayHandle, Image, display
+import pandas as pd
+from IPython import get_ipython
+from IPython.display import HTML, DisplayHandle, display
 from matplotlib.figure import Figure
-from PIL import Image as Pictures
 
 from featherface.errors import FeatherFaceError
 from featherface.files import CHECKOUT
-from featherface.plots import plot_pictures, save_figure
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-MOST_BYTES = 100_000  # of one figure in the notebook: the HTML copy stays small
-PROBLEM, STATUS = "problem", "status"  # marks in an output's metadata, for run_notebook
-_BOX = "border-left:4px solid {colour};padding:6px 12px;margin:4px 0;max-width:60em"
+DPI, JPEG_QUALITY = 80, 80
+# marks in an output's metadata, for scripts/run_notebook.py
+PROBLEM, STATUS, SUMMARY = "problem", "status", "summary"
+_BOX = "border-left:4px solid #D55E00;padding:6px 12px;margin:4px 0;max-width:60em"
 
 
-@contextmanager
-def explained(what: str) -> Iterator[None]:
-    """What fails inside becomes one message, and the notebook goes on; also as a decorator.
+def install() -> None:
+    """Show figures and errors in this kernel as described above; without IPython do nothing."""
+    shell: Any = get_ipython()
+    if shell is None:
+        return
+    formatters = shell.display_formatter.formatters
+    formatters["image/png"].for_type(Figure, _as_png)
+    formatters["image/jpeg"].for_type(Figure, _as_jpeg)
+    pd.set_option("display.precision", 3, "display.max_colwidth", 100, "display.max_rows", 80)
+    shell.set_custom_exc((Exception, KeyboardInterrupt), _show_error)
 
-    A deliberate error says itself what to do. Any other is a defect of the code: its message says
-    so and folds the traceback away. Ctrl-C ends the cell with a line.
+
+def continue_after_errors() -> None:
+    """Count a cell that ends with an error as done: "Run All" continues with the next one."""
+    shell: Any = get_ipython()
+    if shell and _forgive not in shell.events.callbacks["post_run_cell"]:
+        shell.events.register("post_run_cell", _forgive)
+
+
+def is_headless() -> bool:
+    """True if nobody watches: scripts/run_notebook.py sets FEATHERFACE_HEADLESS."""
+    return bool(os.environ.get("FEATHERFACE_HEADLESS"))
+
+
+def _show_error(shell: Any, kind: Any, error: BaseException, trace: Any, tb_offset: Any) -> None:
+    explain(error)
+
+
+def _forgive(result: Any) -> None:
+    """An interruption still ends "Run All"."""
+    if isinstance(result.error_in_exec, Exception):
+        result.error_in_exec = None
+
+
+def explain(error: BaseException) -> None:
+    """Show an error as one message: what is wrong and what to do.
+
+    A deliberate error says both itself. Any other carries its traceback, folded.
     """
-    try:
-        yield
-    except FeatherFaceError as error:
-        problem(what, str(error))
-    except ImportError as error:
+    if isinstance(error, KeyboardInterrupt):
+        display(HTML("Interrupted; run the cell again to continue."))
+    elif isinstance(error, FeatherFaceError):
+        problem(str(error))
+    elif isinstance(error, ImportError):
         hint = "bring the checkout up to date, or pip install -e '.[dev]'"
-        problem(what, f"{error.msg.split(' (')[0]}: {hint}")
-    except OSError as error:
+        problem(f"{error.msg.split(' (')[0]}: {hint}")
+    elif isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        problem(what, f"{where}{error.strerror or error}")
-    except KeyboardInterrupt:
-        note(f"{what}: interrupted; run the cell again to go on")
-    except Exception as error:
-        text = f"{type(error).__name__}: {error} (not foreseen: please report it)"
-        problem(what, text, details=traceback.format_exc())
+        problem(f"{where}{error.strerror or error}")
+    else:
+        lines = "".join(traceback.format_exception(error))
+        if isinstance(error, NameError):
+            text = f"{error}; run the cells above first, or this section from its first cell"
+        else:
+            text = f"{type(error).__name__}: {error} (an unexpected error: please report it)"
+        problem(text, details=lines)
 
 
-def problem(what: str, message: str, *, details: str = "") -> None:
-    """One message: which step was not done, why, and what to do; no path of this machine."""
-    message, details = _without_places(message), _without_places(details)
-    title = f"Not done: {what}"
-    body = f"<b>{html.escape(title)}</b><br>{html.escape(message)}"
+def problem(message: str, *, details: str = "") -> None:
+    """Show that a step was not done, and why; paths of this machine are shortened."""
+    message, details = _shortened(message), _shortened(details)
+    body = f"<b>Not done</b><br>{html.escape(message)}"
     if details:
         body += f"<details><summary>traceback</summary><pre>{html.escape(details)}</pre></details>"
-    box = f'<div style="{_BOX.format(colour="#D55E00")}">{body}</div>'
-    _show({"text/html": box, "text/plain": f"{title}: {message}"}, mark=PROBLEM)
+    content = {"text/html": f'<div style="{_BOX}">{body}</div>'}
+    content["text/plain"] = f"Not done: {message}"
+    display(content, raw=True, metadata={"featherface": PROBLEM})
 
 
-def _without_places(text: str) -> str:
-    """Paths below the project, Python, home and the folder for temporary files, shortened."""
-    places = {CHECKOUT: "", Path(sys.prefix): "python/", Path.home(): "~/"}
-    places |= {Path(sysconfig.get_path("stdlib")).parent: "python/"}
-    for place, short in (places | {Path(tempfile.gettempdir()): ""}).items():
-        text = text.replace(f"{place}/", short)
+def _shortened(text: str) -> str:
+    """The text with paths below the project, Python, home and the temporary folder shortened."""
+    folders = {CHECKOUT: "", Path(sys.prefix): "python/", Path.home(): "~/"}
+    folders |= {Path(sysconfig.get_path("stdlib")).parent: "python/"}
+    for folder, short in (folders | {Path(tempfile.gettempdir()): ""}).items():
+        text = text.replace(f"{folder}/", short)
     return text
 
 
-def note(text: str) -> None:
-    """A sentence or two."""
-    _show({"text/markdown": text, "text/plain": text})
+def note(text: str, *, mark: str = "") -> None:
+    """Show a few lines of Markdown."""
+    metadata = {"featherface": mark} if mark else {}
+    display({"text/markdown": text, "text/plain": text}, raw=True, metadata=metadata)
 
 
-def show_table(
-    frame: "pd.DataFrame", caption: str = "", *, fold: bool = False, digits: int = 3
-) -> None:
-    """A table without its index, numbers for people: `digits` behind the point, none over 1,000.
-
-    fold: hidden under its caption until that is clicked.
-    """
-    cells = frame.map(lambda value: _cell(value, digits))
-    shown = cells.to_html(index=False, border=0, justify="left")
-    style = "<style>.ff{overflow-x:auto} .ff td,.ff th{text-align:left !important;"
-    style += "vertical-align:top;max-width:24em;white-space:normal !important;"
-    style += "overflow-wrap:break-word}</style>"
-    title = html.escape(caption)
-    if fold:
-        shown = f"<details><summary>{title}</summary>{shown}</details>"
-    elif caption:
-        shown = f"<b>{title}</b>{shown}"
-    plain = f"{caption}\n{cells.to_string(index=False)}"
-    _show({"text/html": f'{style}<div class="ff">{shown}</div>', "text/plain": plain})
-
-
-def show_text(text: str, caption: str) -> None:
-    """A text as it is written, hidden under its caption until that is clicked."""
-    shown = f'<pre style="white-space:pre-wrap;font-size:90%">{html.escape(text)}</pre>'
-    shown = f"<details><summary>{html.escape(caption)}</summary>{shown}</details>"
-    _show({"text/html": shown, "text/plain": f"{caption}\n{text}"})
-
-
-def _cell(value: Any, digits: int) -> str:
-    """A value as text; an empty one where there is none."""
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return ""
-    if isinstance(value, (int, np.integer)):
-        return f"{value:,}"
-    if isinstance(value, (float, np.floating)):
-        small = 0 < abs(value) < 10 ** (1 - digits)
-        return f"{value:.2g}" if small else f"{value:,.{0 if abs(value) >= 1000 else digits}f}"
-    return str(value)
-
-
-def _show(bundle: dict[str, str], *, mark: str = "") -> None:
-    display(bundle, raw=True, metadata={"featherface": mark} if mark else {})
+def folded(table: pd.DataFrame, caption: str) -> HTML:
+    """Return a table that is hidden under its caption until the caption is clicked."""
+    text = f"<details><summary>{html.escape(caption)}</summary>{table.to_html()}</details>"
+    return HTML(text)
 
 
 class Live:
@@ -133,75 +126,43 @@ class Live:
         self._figure: DisplayHandle | None = None
 
     def line(self, text: str) -> None:
-        bundle = {"text/html": f"<code>{html.escape(text)}</code>", "text/plain": text}
+        """Show or replace the line."""
+        content = {"text/html": f"<code>{html.escape(text)}</code>", "text/plain": text}
         options: dict[str, Any] = {"raw": True, "metadata": {"featherface": STATUS}}
         if self._line is None:
-            self._line = display(bundle, display_id=True, **options)
+            self._line = display(content, display_id=True, **options)
         else:
-            self._line.update(bundle, **options)
+            self._line.update(content, **options)
 
     def figure(self, figure: Figure) -> None:
-        image = _image(png(figure), figure, "progress")
+        """Show or replace the figure."""
         if self._figure is None:
-            self._figure = display(image, display_id=True)
+            self._figure = display(figure, display_id=True)
         else:
-            self._figure.update(image)
+            self._figure.update(figure)
 
 
-def show_figure(figure: Figure, path: Path) -> None:
-    """The figure here, and as a PNG file."""
-    save_figure(figure, path, dpi=100)
-    display(_image(png(figure), figure, path.stem))
+Shown = tuple[bytes, dict[str, str]] | None  # an image and its metadata; None: another format
 
 
-def show_pictures(
-    pictures: Sequence[tuple[str, np.ndarray]], path: Path, *, columns: int = 3
-) -> None:
-    """Photographs (title, (H, W, 3) uint8 RGB) side by side; as a JPEG here, as a PNG file."""
-    figure = plot_pictures(pictures, columns=columns)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(figure, most=3 * MOST_BYTES))
-    display(_image(_jpeg(figure), figure, path.stem))
+def _as_png(figure: Figure) -> Shown:
+    return None if _has_photos(figure) else _rendered(figure, "png")
 
 
-def _image(content: bytes, figure: Figure, name: str) -> Image:
-    """With a description for readers who do not see it: what its panels are called."""
+def _as_jpeg(figure: Figure) -> Shown:
+    """Photographs take a fifth of a PNG's bytes as JPEG."""
+    options = {"pil_kwargs": {"quality": JPEG_QUALITY}}
+    return _rendered(figure, "jpeg", **options) if _has_photos(figure) else None
+
+
+def _has_photos(figure: Figure) -> bool:
+    return any(ax.images for ax in figure.axes)
+
+
+def _rendered(figure: Figure, kind: str, **options: Any) -> tuple[bytes, dict[str, str]]:
+    """The figure with a description for readers who do not see it: the names of its panels."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=DPI, format=kind, **options)
     titles = [ax.get_title() or ax.get_ylabel() or ax.get_xlabel() for ax in figure.axes]
     panels = ", ".join(dict.fromkeys(title for title in titles if title))
-    return Image(data=content, alt=": ".join(filter(None, (name.replace("_", " "), panels))))
-
-
-def png(figure: Figure, *, most: int = MOST_BYTES) -> bytes:
-    """The figure as PNG of at most about `most` bytes: fewer colours, then fewer pixels."""
-    content = b""
-    for dpi in (100, 85, 72, 60, 50):
-        content = _rendered(figure, dpi, "png")
-        if len(content) <= most:
-            break
-        content = _with_palette(content)
-        if len(content) <= most:
-            break
-    return content
-
-
-def _jpeg(figure: Figure, *, most: int = MOST_BYTES) -> bytes:
-    """Photographs take a fifth of a PNG's bytes as JPEG."""
-    content = b""
-    for dpi, quality in ((100, 85), (100, 75), (90, 65), (75, 60), (60, 55)):
-        content = _rendered(figure, dpi, "jpg", pil_kwargs={"quality": quality})
-        if len(content) <= most:
-            break
-    return content
-
-
-def _rendered(figure: Figure, dpi: int, kind: str, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=dpi, format=kind, **options)
-    return buffer.getvalue()
-
-
-def _with_palette(content: bytes) -> bytes:
-    picture = Pictures.open(io.BytesIO(content)).convert("RGB")
-    buffer = io.BytesIO()
-    picture.quantize(256, dither=Pictures.Dither.NONE).save(buffer, "png", optimize=True)
-    return buffer.getvalue()
+    return buffer.getvalue(), {"alt": panels or "figure"}

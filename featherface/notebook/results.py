@@ -1,0 +1,145 @@
+"""Sections 4, 7 and 9: costs by part, AP by size, and one file with everything measured."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from featherface.benchmark.speed import operation_counter
+from featherface.evaluation.sets import EvaluationSet, precision_recall_boxes
+from featherface.files import versions, write_text
+from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
+from featherface.notebook.display import SUMMARY, note
+from featherface.notebook.process import read_log
+from featherface.notebook.session import Session
+from featherface.structures import Detections
+
+COMPARISON = "performance_comparison.csv"
+FIGURES = "figures.json"
+SMALLEST = 16.0  # pixels: the smallest anchor
+PARTS = {
+    "backbone": "backbone (MobileNetV1 ×0.25)",
+    "backbone_attention": "attention on the backbone",
+    "neck": "BiFPN",
+    "neck_attention": "attention on the BiFPN",
+    "context": "context (SSH)",
+    "shuffle": "channel shuffle",
+    "heads": "heads",
+}
+
+
+def network_table(size: int = 640) -> pd.DataFrame:
+    """Costs of V1 and V2 by part.
+
+    Columns: part, v1_parameters, v2_parameters, and v1_macs, v2_macs: multiply-accumulates of one
+    image of size × size.
+    """
+    networks: dict[str, nn.Module] = {"v1": FeatherFaceV1(), "v2": FeatherFaceV2()}
+    macs = {name: count_macs(network, size) for name, network in networks.items()}
+    rows = []
+    for key, title in PARTS.items():
+        row: dict[str, Any] = {"part": title}
+        for name, network in networks.items():
+            part = network.get_submodule(key)
+            row[f"{name}_parameters"] = sum(p.numel() for p in part.parameters())
+        rows.append(row | {f"{name}_macs": counts[key] for name, counts in macs.items()})
+    return pd.DataFrame(rows)
+
+
+def count_macs(network: nn.Module, size: int = 640) -> dict[str, int]:
+    """{part: multiply-accumulates} of one forward of a (1, 3, size, size) image.
+
+    Counts convolutions, deformable ones too, and linear layers. Gates, norms, fusion and
+    activations, under 2 % of the work, are not counted, as is usual.
+    """
+    with torch.no_grad(), operation_counter() as counter:
+        network.eval()(torch.zeros(1, 3, size, size))
+    counts, name = counter.get_flop_counts(), type(network).__name__
+    return {
+        key: sum(
+            sum(operations.values())
+            for module, operations in counts.items()
+            if _is_part(module.removeprefix(f"{name}."), key, network)
+        )
+        // 2  # an operation is a multiplication or an addition
+        for key in PARTS
+    }
+
+
+def _is_part(module: str, key: str, network: nn.Module) -> bool:
+    """True for the part itself, or for the members of a list that never runs as a whole."""
+    if isinstance(network.get_submodule(key), nn.ModuleList):
+        return module.count(".") == 1 and module.startswith(f"{key}.")
+    return module == key
+
+
+def ap_above(
+    photos: EvaluationSet, found: Mapping[str, Detections], smallest: float = SMALLEST
+) -> float:
+    """Exact AP in percent of all faces of at least `smallest` pixels (square root of the area)."""
+    faces = {photo.name: photo.with_ignored() for photo in photos.photos}
+    result = precision_recall_boxes(
+        found,
+        {photo: part.boxes for photo, part in faces.items()},
+        ignored={photo: part.ignore for photo, part in faces.items()},
+        min_size=smallest,
+    )
+    return round(100 * result.curves["all"].ap_exact, 2)
+
+
+def remember(session: Session, detector: str, **figures: Any) -> None:
+    """Keep figures of a detector, for performance_comparison.csv, also after a kernel restart."""
+    kept = remembered(session)
+    kept.setdefault(detector, {}).update(figures)
+    write_text(session.run / FIGURES, json.dumps(kept, indent=1) + "\n")
+
+
+def remembered(session: Session) -> dict[str, dict[str, Any]]:
+    """{detector: figures} that this run has kept."""
+    try:
+        return dict(json.loads((session.run / FIGURES).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
+def write_comparison(session: Session, times: pd.DataFrame) -> pd.DataFrame:
+    """Write results/v2/performance_comparison.csv: one row per time, one per detector's quality.
+
+    times: from `compare_speed`. Returns the rows about quality: costs, AP in percent, agreement and
+    calibration, as far as `remember` has them.
+    """
+    total = network_table().sum(numeric_only=True)
+    rows = []
+    for name, figures in (remembered(session) or {"V1": {}, "V2, shipped": {}}).items():
+        kind = name[:2].lower()
+        costs = {cost: int(total[f"{kind}_{cost}"]) for cost in ("parameters", "macs")}
+        rows.append({"detector": name, "what": "quality", **costs, **figures})
+    quality, used = pd.DataFrame(rows), versions()
+    names = [name for name in ("torch", "onnxruntime", "python") if name in used]
+    table = pd.concat([times, quality], ignore_index=True)
+    table["software"] = ", ".join(f"{name} {used[name]}" for name in names)
+    text = table.convert_dtypes().to_csv(index=False, lineterminator="\n", float_format="%.5g")
+    write_text(session.results / COMPARISON, text)
+    return quality.drop(columns="what").set_index("detector").T
+
+
+def summary(session: Session) -> None:
+    """Show at the end what this run gives: AP, training time, and the files that it wrote."""
+    lines = []
+    for name, figures in remembered(session).items():
+        if "ap_all" in figures or "ap_hard" in figures:
+            parts = [f"{k[3:].replace('_', ' ')} {v:.1f}" for k, v in figures.items()
+                     if k.startswith("ap_") and v == v]  # fmt: skip
+            lines.append(f"AP in percent of {name}: {', '.join(parts)}")
+    for model, folder in (("V1", Path(session.teacher_config.save_folder)), ("V2", session.run)):
+        log = read_log(folder)
+        if len(log) and "seconds" in log:
+            minutes = log["seconds"].sum() / 60
+            lines.append(f"training of {model}: {len(log)} epochs in {minutes:.1f} minutes")
+    written = [session.final, *sorted(p for p in session.results.iterdir() if p.is_file())]
+    lines += [f"file {path.as_posix()}" for path in written if path.is_file()]
+    note("\n".join(f"- {line}" for line in lines), mark=SUMMARY)

@@ -1,0 +1,225 @@
+"""One run through the notebook: its mode, paths and settings; found again after a kernel restart.
+
+Quick mode takes minutes on two cores: synthetic photos (or the real ones in data/widerface), the
+preset "quick", and a separate folder for what it trains. Full mode trains 400 epochs on WIDER FACE
+on a GPU.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featherface.config import PRESETS, QUICK, TrainConfig, teacher_changes
+from featherface.data.widerface import FULL_COUNTS, read_split
+from featherface.detector import SHIPPED_WEIGHTS
+from featherface.errors import ConfigError, DataError
+from featherface.files import CHECKOUT
+from featherface.notebook.display import continue_after_errors, install
+
+MODES = ("auto", "quick", "full")
+REAL_DATA, RESULTS = Path("data/widerface"), Path("results/v2")
+RECORD = RESULTS / "notebook_config.json"
+TEACHERS = (Path("weights/featherface_v1.pth"), Path("weights/v1/FeatherFaceV1_final.pth"))
+QUICK_PHOTOS = 800  # of real photos, to train on in quick mode
+MEASURED_PHOTOS = 160  # of real photos, to evaluate on in quick mode
+
+
+@dataclass(frozen=True)
+class Session:
+    """The paths and settings of this run; paths are relative to the project's root.
+
+    mode: "quick" or "full", for `reason`. drawn: the numbers of synthetic photos to train and
+    evaluate on, or None for real ones. config: V2's settings; teacher_config: V1's, used where no
+    V1 weights exist. settings: what the user changed. fresh: train again even if a finished run
+    exists.
+    """
+
+    mode: str
+    reason: str
+    drawn: tuple[int, int] | None
+    config: TrainConfig
+    teacher_config: TrainConfig
+    settings: Mapping[str, Any]
+    fresh: bool = False
+
+    @property
+    def data(self) -> Path:
+        """The data folder."""
+        return Path(self.config.data)
+
+    @property
+    def run(self) -> Path:
+        """The save folder of V2's training."""
+        return Path(self.config.save_folder)
+
+    @property
+    def results(self) -> Path:
+        """The folder of everything else that the notebook writes."""
+        return RESULTS
+
+    @property
+    def teacher(self) -> Path:
+        """The V1 weights that V2 learns from; they may have to be trained first."""
+        return Path(self.config.teacher_model)
+
+    @property
+    def trains_teacher(self) -> bool:
+        """True if the notebook itself trains V1: quick mode without V1 weights."""
+        return self.teacher.parent == Path(self.teacher_config.save_folder) and self.mode == "quick"
+
+    @property
+    def final(self) -> Path:
+        """The weights that this notebook's training writes."""
+        return self.run / "FeatherFaceV2_final.pth"
+
+    @property
+    def deployed(self) -> Path:
+        """The V2 to use and to export: this run's in full mode, the shipped one in quick mode."""
+        return self.final if self.mode == "full" and self.final.is_file() else shipped_weights()
+
+    @property
+    def weights(self) -> dict[str, Path]:
+        """The weights that exist, by name: V1, V2 of this run, the shipped V2."""
+        named = {"V1": self.teacher, "V2, this run": self._trained()}
+        if self.mode == "quick" or not self.final.is_file():
+            named["V2, shipped"] = shipped_weights()
+        return {name: path for name, path in named.items() if path.is_file()}
+
+    def _trained(self) -> Path:
+        """This run's final weights, or the last ones saved while it trains."""
+        last = self.run / "FeatherFaceV2_last.pth"
+        if not self.final.is_file() or not last.is_file():
+            return self.final if self.final.is_file() else last
+        newer = self.final.stat().st_mtime >= last.stat().st_mtime
+        return self.final if newer else last  # an older final file is of another run
+
+    @property
+    def protocol(self) -> str:
+        """The size to evaluate at: "vga" (long side 640) for real photos in quick mode, else
+        "original"."""
+        return "vga" if self.mode == "quick" and not self.drawn else "original"
+
+    @property
+    def measured_photos(self) -> int:
+        """How many photos to evaluate on at most."""
+        return MEASURED_PHOTOS if self.mode == "quick" else FULL_COUNTS["val"]
+
+
+_current: Session | None = None
+
+
+def open_session(
+    mode: str = "auto",
+    *,
+    settings: Mapping[str, Any] | None = None,
+    demo_photos: tuple[int, int] = (400, 40),
+    fresh: bool = False,
+) -> Session:
+    """Choose mode, data and settings, and work in the project's root from now on.
+
+    mode: auto, quick or full; for auto FEATHERFACE_MODE in the environment decides. settings:
+    training settings that differ from the mode's. demo_photos: how many photos to synthesise.
+    fresh: train again even if a finished run exists. FEATHERFACE_ROOT names another folder to work
+    in. Raises ConfigError for an invalid setting.
+    """
+    global _current
+    install()
+    os.chdir(os.environ.get("FEATHERFACE_ROOT") or CHECKOUT)
+    mode = mode if mode != "auto" else os.environ.get("FEATHERFACE_MODE", "auto")
+    mode, reason = choose_mode(mode, complete=is_complete(REAL_DATA), cuda=_has_cuda())
+    drawn = None if mode == "full" or has_photos(REAL_DATA) else demo_photos
+    data = REAL_DATA if drawn is None else demo_folder(drawn)
+    config, teacher_config = configs(mode, data, settings or {})
+    _current = Session(mode, reason, drawn, config, teacher_config, dict(settings or {}), fresh)
+    continue_after_errors()
+    return _current
+
+
+def current_session() -> Session:
+    """The session of this kernel, or after a restart the one that was recorded last."""
+    if _current is not None:
+        return _current
+    os.chdir(os.environ.get("FEATHERFACE_ROOT") or CHECKOUT)
+    try:
+        recorded = json.loads(RECORD.read_text(encoding="utf-8"))["session"]
+        mode, settings = recorded["mode"], dict(recorded["settings"])
+        train, val = recorded["demo_photos"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return open_session()
+    return open_session(mode, settings=settings, demo_photos=(train, val))
+
+
+def choose_mode(wanted: str, *, complete: bool, cuda: bool) -> tuple[str, str]:
+    """("quick" or "full", why). auto is full if WIDER FACE is complete and CUDA is available."""
+    if wanted not in MODES:
+        raise ConfigError(f"MODE must be one of {', '.join(MODES)}; got {wanted!r}")
+    if wanted != "auto":
+        return wanted, "asked for"
+    if complete and cuda:
+        return "full", "WIDER FACE is complete and CUDA is available"
+    missing = [
+        "" if complete else f"WIDER FACE is not complete at {REAL_DATA}",
+        "" if cuda else "there is no CUDA device",
+    ]
+    return "quick", " and ".join(filter(None, missing))
+
+
+def configs(mode: str, data: Path, settings: Mapping[str, Any]) -> tuple[TrainConfig, TrainConfig]:
+    """The settings of V2's run, and of a teacher's where one has to be trained first.
+
+    Raises ConfigError for a setting that does not exist, or has the wrong type or range.
+    """
+    quick = mode == "quick"
+    own = RESULTS / "quick_run/teacher" if quick else Path(PRESETS["v1"].save_folder)
+    teacher = next((path for path in TEACHERS if path.is_file()), None)
+    teacher = teacher or (own / "FeatherFaceV1_final.pth" if quick else TEACHERS[0])
+    changes: dict[str, Any] = {"data": data.as_posix(), "teacher_model": teacher.as_posix()}
+    if quick:
+        changes |= {"limit": QUICK_PHOTOS, "save_folder": (RESULTS / "quick_run").as_posix()}
+        changes |= {**QUICK, "validate_every": 1, "validate_photos": 40}
+    else:
+        changes |= {"validate_every": 10, "validate_photos": 500}
+    changes |= settings
+    config = PRESETS["v2"].replace(**changes)
+    shared = teacher_changes(changes) if quick else {}
+    shared |= {"save_folder": own.as_posix(), "backbone_weights": shipped_weights().as_posix()}
+    return config, PRESETS["v1"].replace(**shared)
+
+
+def demo_folder(photos: tuple[int, int]) -> Path:
+    """The folder of the synthetic set of this size."""
+    train, val = photos
+    return Path("data/demo") if photos == (400, 40) else Path(f"data/demo_{train}_{val}")
+
+
+def shipped_weights() -> Path:
+    """The shipped V2, relative to the working folder if it is below it."""
+    here = Path.cwd()
+    inside = SHIPPED_WEIGHTS.is_relative_to(here)
+    return SHIPPED_WEIGHTS.relative_to(here) if inside else SHIPPED_WEIGHTS
+
+
+def is_complete(data: Path) -> bool:
+    """True if all photos of WIDER FACE's train and val splits are annotated under `data`."""
+    return all(_count(data, split) == FULL_COUNTS[split] for split in ("train", "val"))
+
+
+def has_photos(data: Path) -> bool:
+    """True if there are real photos to train on and others to evaluate on."""
+    return all(_count(data, split) for split in ("train", "val"))
+
+
+def _count(data: Path, split: str) -> int:
+    try:
+        return len(read_split(data, split))
+    except DataError:
+        return 0
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
