@@ -32,8 +32,6 @@ from featherface.files import check_writable, commit, sha256, versions, write_te
 if TYPE_CHECKING:
     import pandas as pd
 
-SHIPPED = "FeatherFaceV2"  # name of the detector without --weights
-
 
 def evaluate_command(description: str | None) -> None:
     """Read the flags, run the detectors or read their files, write and print the results."""
@@ -42,24 +40,25 @@ def evaluate_command(description: str | None) -> None:
         args.data, args.split, annotation=args.training_dataset, need_photos=not args.predictions
     )
     data = data.first(args.limit) if args.limit else data
+    files = named_files(args)
     if args.record:
-        refuse_foreign(labels(args.weights).values())
+        refuse_foreign(files.values())
     for folder in filter(None, (args.save_predictions, args.out)):
         check_writable(folder)  # now, not after hours of detection
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", EvaluationWarning)
         if args.predictions:
-            results = {name: data.evaluate(path) for name, path in labels(args.predictions).items()}
+            results = {name: data.evaluate(path) for name, path in files.items()}
         else:
-            results = run_detectors(args, data)
+            results = run_detectors(args, files, data)
     notes = [str(warning.message) for warning in caught]
     for note in notes:
         print(f"warning: {note}", file=sys.stderr)
     if results:
-        record = {**describe(args, data), "warnings": notes}
+        record = {**describe(args, files, data), "warnings": notes}
         write(args, results, record)
         if args.record:
-            record_in_weights(labels(args.weights), results, record)
+            record_in_weights(files, results, record)
 
 
 def parse(description: str) -> argparse.Namespace:
@@ -99,6 +98,15 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def named_files(args: argparse.Namespace) -> dict[str, str]:
+    """{name: path} of the submission folders, or of the weights."""
+    if args.weights or args.predictions:
+        return labels(args.weights or args.predictions)
+    from featherface.detector import SHIPPED_WEIGHTS
+
+    return {"FeatherFaceV2": str(SHIPPED_WEIGHTS)}
+
+
 def labels(paths: list[str]) -> dict[str, str]:
     """{short name: path}: the file's stem; with folder, then suffix, if two are alike."""
     files = [Path(path) for path in paths]
@@ -119,7 +127,9 @@ def file_part(label: str) -> str:
     return label.replace("/", "_")
 
 
-def run_detectors(args: argparse.Namespace, data: EvaluationSet) -> dict[str, Evaluation]:
+def run_detectors(
+    args: argparse.Namespace, files: Mapping[str, str], data: EvaluationSet
+) -> dict[str, Evaluation]:
     """Evaluate each detector; all of them load before the first one runs.
 
     Empty for photos without annotation, whose detections are only saved.
@@ -130,8 +140,8 @@ def run_detectors(args: argparse.Namespace, data: EvaluationSet) -> dict[str, Ev
         raise ConfigError(f"{args.split} has no annotation here: give --save-predictions DIR")
     thresholds = {name: getattr(args, name) for name in ("score_threshold", "iou_threshold")}
     detectors = {
-        name: open_detector(path, args.device, **thresholds)
-        for name, path in (labels(args.weights) if args.weights else {SHIPPED: None}).items()
+        name: open_detector(path if args.weights else None, args.device, **thresholds)
+        for name, path in files.items()
     }
     results = {}
     for name, detector in detectors.items():
@@ -147,9 +157,14 @@ def run_detectors(args: argparse.Namespace, data: EvaluationSet) -> dict[str, Ev
     return results
 
 
-def describe(args: argparse.Namespace, data: EvaluationSet) -> dict[str, Any]:
-    """The conditions of a measurement."""
+def describe(
+    args: argparse.Namespace, files: Mapping[str, str], data: EvaluationSet
+) -> dict[str, Any]:
+    """The conditions of a measurement; weights with SHA-256, as many have the same name."""
     ran = not args.predictions
+    sources = {name: {"file": without_machine(path)} for name, path in files.items()}
+    if ran:
+        sources = {n: {**source, "sha256": sha256(files[n])} for n, source in sources.items()}
     return {
         "data": without_machine(args.data),
         "split": args.split,
@@ -160,7 +175,7 @@ def describe(args: argparse.Namespace, data: EvaluationSet) -> dict[str, Any]:
         "protocol": args.protocol if ran else "unknown (files)",
         "score_threshold": args.score_threshold if ran else None,
         "iou_threshold": args.iou_threshold if ran else None,
-        "sources": sources(args),
+        "sources": sources,
         "commit": commit(),
         "versions": versions(),
     }
@@ -169,19 +184,6 @@ def describe(args: argparse.Namespace, data: EvaluationSet) -> dict[str, Any]:
 def without_machine(path: str) -> str:
     """A path for a published result: absolute paths name folders of this machine only."""
     return Path(path).name if Path(path).is_absolute() else Path(path).as_posix()
-
-
-def sources(args: argparse.Namespace) -> dict[str, dict[str, str]]:
-    """{name: file, and for weights its SHA-256: many checkpoints have the same name}."""
-    if args.predictions:
-        return {k: {"file": without_machine(v)} for k, v in labels(args.predictions).items()}
-    from featherface.detector import SHIPPED_WEIGHTS
-
-    named = labels(args.weights) if args.weights else {SHIPPED: str(SHIPPED_WEIGHTS)}
-    return {
-        name: {"file": without_machine(path), "sha256": sha256(path)}
-        for name, path in named.items()
-    }
 
 
 def write(
@@ -204,7 +206,7 @@ def write(
         write_text(out / names[-1], pair.table.to_csv(index=False, lineterminator="\n"))
     title = f"{record['description']}\nprotocol {record['protocol']}"
     if not args.no_plots:
-        names += draw(out, results, pairs, title)
+        names += draw(out, results, judged, pairs, title)
     print(to_text(results, title=title.replace("\n", ", ")))
     if judged:
         print(calibration_text(calibration, score_above=args.score_threshold))
@@ -245,19 +247,21 @@ def pair_file(pair: Pair) -> str:
     return f"consistency_{file_part(pair.a)}_{file_part(pair.b)}"
 
 
-def draw(out: Path, results: Mapping[str, Evaluation], pairs: list[Pair], title: str) -> list[str]:
+def draw(
+    out: Path,
+    results: Mapping[str, Evaluation],
+    judged: Mapping[str, Evaluation],
+    pairs: list[Pair],
+    title: str,
+) -> list[str]:
     """Write every figure into `out` and return their names."""
     from featherface import plots
 
     curves = {name: result.curves for name, result in results.items()}
     lines = curves if len(curves) > 1 else next(iter(curves.values()))
     figures = {"precision_recall.png": plots.plot_precision_recall(lines, title=title)}
-    judged = {
-        name: result.curves[setting_of_most_faces(result)]
-        for name, result in results.items()
-        if result.detections
-    }
-    diagrams = {name: reliability(curve) for name, curve in judged.items() if len(curve.scores)}
+    shown = {name: result.curves[setting_of_most_faces(result)] for name, result in judged.items()}
+    diagrams = {name: reliability(curve) for name, curve in shown.items() if len(curve.scores)}
     if diagrams:
         figures["reliability.png"] = plots.plot_reliability(diagrams, title=title)
     for pair in pairs:
