@@ -19,9 +19,9 @@ from tqdm.auto import tqdm
 
 from featherface.drawing import draw
 from featherface.errors import ConfigError, DataError
+from featherface.face_detector import FaceDetector
 from featherface.files import atomic_path, write_text
 from featherface.images import PHOTO_SUFFIXES, read_image
-from featherface.onnx_detector import FaceDetector
 from featherface.structures import LANDMARK_NAMES, Detections
 
 VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .3gp".split())

@@ -15,7 +15,7 @@ FLOORS = (
     ("cli", "images", "drawing", "plots"),
     ("anchors", "models", "distributed"),
     ("losses", "data", "checkpoint"),
-    ("detector", "onnx_detector"),
+    ("face_detector", "onnx_detector", "detector"),
     ("evaluation",),
     ("detect_files", "training", "export", "benchmark"),
     ("notebook",),
