@@ -266,24 +266,6 @@ def _draw_speed(ax: Axes, log: "pd.DataFrame") -> None:
     right.spines["top"].set_visible(False)
 
 
-def plot_ablation(table: "pd.DataFrame") -> Figure:
-    """AP of every run of an ablation as a point, by variant; a line marks the mean of `base`."""
-    order = table.groupby("variant")["ap_all"].mean().sort_values().index
-    rows = {name: row for row, name in enumerate(order)}
-    figure = Figure(figsize=(8, 1.2 + 0.26 * len(rows)), layout="constrained")
-    ax = figure.subplots()
-    for index, (seed, part) in enumerate(table.groupby("seed")):
-        ax.scatter(part["ap_all"], part["variant"].map(rows), s=24, label=f"seed {seed}",
-                   color=COLOURS[index % len(COLOURS)], zorder=3)  # fmt: skip
-    base = table.loc[table["variant"] == "base", "ap_all"]
-    if len(base):
-        ax.axvline(base.mean(), color=GREY, linestyle="--", linewidth=1, label="mean of base")
-    ax.set_yticks(range(len(rows)), order)
-    ax.legend(loc="lower right", fontsize="small", frameon=False)
-    finish(ax, "AP at IoU 0.5 of all faces on held-out photos (%)", "")
-    return figure
-
-
 _BARS = {  # colour and hatch by detector and engine
     ("V1", "eager"): (ORANGE, "//"),
     ("V2", "eager"): (BLUE, ""),
