@@ -5,8 +5,10 @@ import os
 import re
 import runpy
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from functools import cache
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from unittest import mock
@@ -14,8 +16,12 @@ from unittest import mock
 import cv2
 import numpy as np
 import pytest
+from scipy.io import savemat
 
 from featherface import Detector, draw
+from featherface.data.annotations import Photo
+from featherface.data.demo import make_demo
+from featherface.data.widerface import read_split
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("", "data", "docs", "results", "weights")
@@ -33,10 +39,51 @@ def _blocks(path: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", path.read_text(), re.M | re.S)
 
 
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """A folder that looks like the repository with a WIDER FACE of two val photos in data/."""
+    folder = tmp_path_factory.mktemp("checkout")
+    for name in ("docs", "results", "weights"):
+        (folder / name).symlink_to(ROOT / name)
+    data = make_demo(folder / "data/widerface", train=0, val=2, size=160, progress=False)
+    write_ground_truth(data, read_split(data, "val"))
+    return folder
+
+
+def write_ground_truth(data: Path, photos: Sequence[Photo]) -> None:
+    """The four .mat files of WIDER FACE: every face counts in every setting."""
+    events = sorted({photo.name.split("/")[0] for photo in photos})
+
+    def nested(value_of: Callable[[Photo], object]) -> np.ndarray:
+        values = [[value_of(p) for p in photos if p.name.startswith(f"{e}/")] for e in events]
+        return _cells([_cells(part) for part in values])
+
+    names = {
+        "event_list": _cells(events),
+        "file_list": nested(lambda photo: Path(photo.name).stem),
+        "face_bbx_list": nested(
+            lambda photo: np.hstack((photo.boxes[:, :2], photo.boxes[:, 2:] - photo.boxes[:, :2]))
+        ),
+    }
+    folder = data / "ground_truth"
+    folder.mkdir()
+    savemat(folder / "wider_face_val.mat", names)
+    for setting in ("easy", "medium", "hard"):
+        kept = nested(lambda photo: np.arange(1, len(photo.boxes) + 1)[:, None])
+        savemat(folder / f"wider_{setting}_val.mat", {"gt_list": kept})
+
+
+def _cells(items: list) -> np.ndarray:
+    array = np.empty((len(items), 1), object)
+    for row, item in enumerate(items):
+        array[row, 0] = item
+    return array
+
+
 @pytest.mark.parametrize("path", [p for p in CURRENT if _blocks(p)], ids=_name)
-def test_examples_print_what_is_written(path, monkeypatch):
+def test_examples_print_what_is_written(path, checkout, monkeypatch):
     """An example is a session with >>>, or a program whose output follows each `# -> `."""
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(checkout)
     names: dict = {}
     for block in _blocks(path):
         if ">>> " in block:
@@ -50,6 +97,14 @@ def test_examples_print_what_is_written(path, monkeypatch):
             with redirect_stdout(StringIO()) as printed:
                 exec(block, names)
             assert printed.getvalue().splitlines() == re.findall(r"# -> (.*)$", block, re.M)
+
+
+@pytest.mark.parametrize("package", ["", ".evaluation", ".export"])
+def test_every_public_name_is_documented(package):
+    text = (ROOT / "docs/api.md").read_text()
+    names = import_module(f"featherface{package}").__all__
+    missing = [name for name in names if not re.search(rf"\b{name}\b", text)]
+    assert not missing
 
 
 def test_the_picture_of_the_readme_shows_what_its_python_draws():
