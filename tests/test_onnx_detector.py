@@ -131,7 +131,7 @@ def test_threads_and_providers(folder):
         ({"threads": 0}, "threads must be a whole number"),
         ({"threads": 1.5}, "threads must be a whole number of at least 1"),
         ({"providers": "NoSuchProvider"}, "no NoSuchProvider here"),
-        ({"score_threshold": 2}, "score_threshold must lie in 0..1"),
+        ({"score_threshold": 2}, "score_threshold must be between 0 and 1"),
         ({"max_side": 0}, "max_side must be at least 1"),
     ):
         with pytest.raises(ConfigError, match=said):
