@@ -24,7 +24,7 @@ from featherface.data.demo import make_demo
 from featherface.data.widerface import read_split
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("", "data", "docs", "results", "weights")
+FOLDERS = ("", "data", "docs", "experiments", "results", "weights")
 DOCUMENTS = sorted(path for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
 # Their names and flags are those of earlier versions.
 HISTORY = [ROOT / "docs/experiments.md", ROOT / "CHANGELOG.md"]
