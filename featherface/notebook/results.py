@@ -14,7 +14,7 @@ from featherface.evaluation.sets import EvaluationSet, precision_recall_boxes
 from featherface.files import versions, write_text
 from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
 from featherface.notebook.display import SUMMARY, note
-from featherface.notebook.process import read_log
+from featherface.notebook.process import CONFIG_FILE, read_log
 from featherface.notebook.session import Session
 from featherface.structures import Detections
 
@@ -128,18 +128,24 @@ def write_comparison(session: Session, times: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(session: Session) -> None:
-    """Show at the end what this run gives: AP, training time, and the files that it wrote."""
+    """Show at the end what this run gives: AP, times, and the files that it wrote."""
     lines = []
     for name, figures in remembered(session).items():
-        if "ap_all" in figures or "ap_hard" in figures:
-            parts = [f"{k[3:].replace('_', ' ')} {v:.1f}" for k, v in figures.items()
-                     if k.startswith("ap_") and v == v]  # fmt: skip
-            lines.append(f"AP in percent of {name}: {', '.join(parts)}")
-    for model, folder in (("V1", Path(session.teacher_config.save_folder)), ("V2", session.run)):
-        log = read_log(folder)
-        if len(log) and "seconds" in log:
+        parts = [f"{k[3:].replace('_', ' ')} {v:.1f}" for k, v in figures.items() if k[:3] == "ap_"]
+        lines += [f"AP in percent of {name}: {', '.join(parts)}"] if parts else []
+    for model, folder in (("V1", session.teacher_config.save_folder), ("V2", session.run)):
+        log = read_log(Path(folder))
+        if len(log):
             minutes = log["seconds"].sum() / 60
             lines.append(f"training of {model}: {len(log)} epochs in {minutes:.1f} minutes")
-    written = [session.final, *sorted(p for p in session.results.iterdir() if p.is_file())]
-    lines += [f"file {path.as_posix()}" for path in written if path.is_file()]
+    table = session.results / COMPARISON
+    if table.is_file():
+        times = pd.read_csv(table).query("what == 'forward' and height == 640")
+        for row in times.itertuples():
+            lines.append(f"{row.detector} in {row.engine}: {row.median:.1f} ms at 640×640")
+    config = session.run / CONFIG_FILE
+    begin = config.stat().st_mtime if config.is_file() else 0.0
+    files = [session.final, *sorted(session.results.iterdir())]
+    written = [path for path in files if path.is_file() and path.stat().st_mtime >= begin]
+    lines += [f"file {path.as_posix()}" for path in written]
     note("\n".join(f"- {line}" for line in lines), mark=SUMMARY)

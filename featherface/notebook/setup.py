@@ -73,20 +73,9 @@ def sample_photos(session: Session, count: int = SAMPLES) -> list[Path]:
         return sorted(root.rglob("*.jpg"))
 
 
-def sample_portrait(session: Session) -> Path:
-    """NASA's portrait of Eileen Collins (public domain, from scikit-image) as a file.
-
-    Without scikit-image: the first of `sample_photos`.
-    """
-    try:  # a dependency of the tests, not of the package
-        from skimage import data, io
-    except ImportError:
-        note("scikit-image is not installed, so this is one of the sample photos.")
-        return sample_photos(session)[0]
-    path = session.results / "photos/astronaut.jpg"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    io.imsave(path, data.astronaut(), check_contrast=False)
-    return path
+def sample_portrait() -> Path:
+    """NASA's portrait of Eileen Collins (public domain): the photo of README."""
+    return CHECKOUT / "docs/astronaut.jpg"
 
 
 def weights_table(session: Session) -> pd.DataFrame:
