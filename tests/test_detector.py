@@ -90,12 +90,6 @@ def test_max_side_shrinks_and_maps_back():
     assert faces.landmarks[0, 0].tolist() == [72, 40]
 
 
-def test_max_side_never_enlarges():
-    model = Spotter()
-    Detector(model, max_side=1000).detect(photo(32, 64))
-    assert model.shapes == [(1, 3, 32, 64)]
-
-
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 80), st.integers(1, 80)), max_size=6), st.integers(0, 99))
 def test_batched_equals_single(sizes, seed):
@@ -146,11 +140,6 @@ def test_no_images_no_faces_and_one_pixel():
         assert len(faces) == 0 and faces.boxes.shape == (0, 4)
         assert faces.to_dataframe().empty
     assert detector.detect(np.full((1, 1), 255, np.uint8)).boxes.size == 0  # 1/64 of a cell
-
-
-def test_what_cannot_be_read_raises_a_data_error(tmp_path):
-    with pytest.raises(DataError, match=r"nowhere\.jpg"):
-        Detector(Spotter()).detect(tmp_path / "nowhere.jpg")
 
 
 def test_a_network_keeps_its_modes_and_gradients():

@@ -481,8 +481,6 @@ def test_min_size_and_ignored_faces_are_neither_wanted_nor_false():
     assert np.isnan([result["small"][name] for name in ("ap", "ap_exact")]).all()
     none = boxes_ap({"a": [[0, 0, 90, 90, 0.9]]}, {"a": np.array([[0, 0, 90, 90.0]])})["small"]
     assert np.isnan([none["ap"], none["ap_exact"]]).all(), "no face, and no detection counts"
-    with pytest.raises(DataError, match="1 boxes but 2 ignore marks"):
-        boxes_ap(found, truths, ignored={"b": np.array([True, False])})
 
 
 @quick

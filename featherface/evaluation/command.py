@@ -5,7 +5,6 @@ torch, pandas and matplotlib are imported where they are used, so that --help is
 
 import argparse
 import json
-import math
 import os
 import sys
 import warnings
@@ -62,7 +61,7 @@ def evaluate_command(description: str | None) -> None:
 
 
 def parse(description: str) -> argparse.Namespace:
-    """The checked flags."""
+    """Read and check the flags."""
     parser = make_parser(description)
     args = parser.parse_args()
     if args.weights and args.predictions:
@@ -225,21 +224,13 @@ def write_results(
     each row. An undefined AP is null, or empty.
     """
     detectors = {name: result.as_dict() for name, result in results.items()}
-    plain = _without_nan({**record, "detectors": detectors})
-    content = json.dumps(plain, indent=2, ensure_ascii=False)
-    write_text(Path(folder) / "evaluation.json", content + "\n")
+    content = json.dumps({**record, "detectors": detectors})
+    plain = json.loads(content, parse_constant=lambda _: None)  # JSON has no NaN: null instead
+    text = json.dumps(plain, indent=2, ensure_ascii=False)
+    write_text(Path(folder) / "evaluation.json", text + "\n")
     scalars = {k: v for k, v in record.items() if v is None or isinstance(v, (str, int, float))}
     table = to_table(results).assign(**scalars)
     write_text(Path(folder) / "evaluation.csv", table.to_csv(index=False, lineterminator="\n"))
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: None instead."""
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def pair_file(pair: Pair) -> str:

@@ -44,7 +44,7 @@ def precision_recall_boxes(
     rows = gather(load_predictions(predictions), names, known=names, key=key)
     sizes = [box_sizes(box) for box in boxes]
     wanted = [
-        _wanted(name, size, (ignored or {}).get(name)) & (size >= min_size)
+        (size >= min_size) & ~np.asarray((ignored or {}).get(name, np.zeros(len(size))), bool)
         for name, size in zip(names, sizes, strict=True)
     ]
     size, kept = np.concatenate(sizes), np.concatenate(wanted)
@@ -65,14 +65,6 @@ def _corners(boxes: np.ndarray, name: str) -> np.ndarray:
     if array.ndim != 2 or array.shape[1] != 4 or not np.isfinite(array).all():
         raise DataError(f"image {name}: annotated boxes must be finite (F, 4) x1 y1 x2 y2")
     return array
-
-
-def _wanted(name: str, size: np.ndarray, ignore: np.ndarray | None) -> np.ndarray:
-    if ignore is None:
-        return np.ones(len(size), bool)
-    if len(ignore) != len(size):
-        raise DataError(f"image {name}: {len(size)} boxes but {len(ignore)} ignore marks")
-    return ~np.asarray(ignore, bool)
 
 
 @dataclass(frozen=True)
