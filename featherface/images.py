@@ -244,7 +244,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-SHRINKS = (8, 4, 2, 1)  # what libjpeg decodes at, largest first
+SHRINKS = (8, 4, 2, 1)  # scales 1/n of libjpeg's decoder, largest first
 _READ_FLAGS = {
     1: cv2.IMREAD_COLOR,
     2: cv2.IMREAD_REDUCED_COLOR_2,
@@ -255,7 +255,7 @@ _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 
 
 class Window(NamedTuple):
-    """A square part of a photo, in pixels of the photo decoded at 1/shrink; may reach outside."""
+    """A square of a photo in pixels of the photo decoded at 1/shrink; may extend outside."""
 
     left: int
     top: int
@@ -264,10 +264,10 @@ class Window(NamedTuple):
 
 
 class PhotoFile(NamedTuple):
-    """An image file in memory, its header read but its pixels not decoded."""
+    """An image file in memory with its header read and its pixels not decoded."""
 
     path: Path
-    data: bytes  # the file, or of one that is not to be decoded only its first bytes
+    data: bytes  # the file, or only its first bytes if it is not to be decoded
     width: int
     height: int
 
@@ -276,7 +276,7 @@ class PhotoFile(NamedTuple):
         return self.data.startswith(_JPEG_START)
 
     def shrink_for(self, side: float, size: int) -> int:
-        """The most that the photo may be shrunk so that `side` pixels still give `size`."""
+        """The largest shrink at which `side` pixels still give `size`."""
         if not self.is_jpeg:
             return 1
         return next(shrink for shrink in SHRINKS if shrink == 1 or side >= shrink * size)
@@ -286,7 +286,7 @@ class PhotoFile(NamedTuple):
         return -(-self.width // shrink), -(-self.height // shrink)
 
     def inside(self, window: Window) -> tuple[slice, slice]:
-        """The columns and the rows of the shrunk photo that a window shows."""
+        """Columns and rows of the shrunk photo inside a window."""
         width, height = self.shrunk_size(window.shrink)
         return (
             slice(max(window.left, 0), min(window.left + window.side, width)),
@@ -295,7 +295,7 @@ class PhotoFile(NamedTuple):
 
 
 def open_photo(path: str | Path) -> PhotoFile:
-    """Read a file and its header. Raises DataError if it is missing, cut short or no image."""
+    """Read a file and its header. Raises DataError if it is missing, truncated or not an image."""
     path = Path(path)
     try:
         data = path.read_bytes()
@@ -313,23 +313,23 @@ def open_photo(path: str | Path) -> PhotoFile:
 
 
 def open_header(path: str | Path) -> PhotoFile:
-    """A photo's size and kind, without reading all of the file. Raises DataError."""
+    """Read a photo's size and kind without reading the whole file. Raises DataError."""
     path = Path(path)
     try:
         with Image.open(path) as header:
             width, height = header.size
             kind = _JPEG_START if header.format in ("JPEG", "MPO") else b""
     except (OSError, ValueError, Image.DecompressionBombError):
-        return open_photo(path)  # which says what is wrong
+        return open_photo(path)  # raises with the reason
     return PhotoFile(path, kind, width, height)
 
 
 def is_complete(data: bytes) -> bool:
-    """Whether a JPEG file has its end-of-image marker after its first scan; true of other files.
+    """True if a JPEG file has an end-of-image marker after its first scan, and for other files.
 
-    Some decoders return a cut file half grey, without an error. The end is sought behind the
-    segments (one may hold a small picture with an end of its own), since other data may follow
-    it: the video of a motion photo.
+    Some decoders return a truncated file half grey, without an error. The search starts after the
+    segments, as one may hold a thumbnail with its own marker; other data may follow the marker,
+    such as the video of a motion photo.
     """
     if not data.startswith(_JPEG_START) or data.endswith(_JPEG_END):
         return True
@@ -341,7 +341,7 @@ def is_complete(data: bytes) -> bool:
 
 
 def decode(photo: PhotoFile, shrink: int = 1) -> np.ndarray:
-    """The whole photo at 1/shrink as (h, w, 3) uint8 BGR. Raises DataError if it is corrupt."""
+    """Decode a photo at 1/shrink as (h, w, 3) uint8 BGR. Raises DataError if it is corrupt."""
     flags = _READ_FLAGS[shrink] | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         pixels = cv2.imdecode(np.frombuffer(photo.data, np.uint8), flags)
@@ -354,7 +354,7 @@ def decode(photo: PhotoFile, shrink: int = 1) -> np.ndarray:
 
 
 def read_window(photo: PhotoFile, window: Window) -> np.ndarray:
-    """The part of a window that lies inside the photo, (h, w, 3) uint8 RGB."""
+    """Decode the part of a window inside the photo as (h, w, 3) uint8 RGB."""
     pixels = decode(photo, window.shrink)
     columns, rows = photo.inside(window)
     return cv2.cvtColor(pixels[rows, columns], cv2.COLOR_BGR2RGB)
