@@ -1,7 +1,6 @@
 """Export trained weights: ONNX files, a deployment package, and a README with what was measured."""
 
 from featherface import cli
-from featherface.errors import ConfigError
 
 
 def main() -> None:
@@ -19,21 +18,13 @@ def main() -> None:
     )
     parser.add_argument("--opset", type=int, default=20, help="ONNX opset, 18 to 23; V1 needs 19")
     parser.add_argument("--int8", action="store_true", help="an INT8 form as well")
-    parser.add_argument("--fp16", action="store_true", help="a float16 form as well, for GPUs")
     parser.add_argument(
         "--calibration",
         default="",
         metavar="DIR",
         help="photos to check on and to calibrate INT8 with (default: drawn ones)",
     )
-    parser.add_argument(
-        "--data", default="", help="data folder whose val split AP is measured on (default: none)"
-    )
-    parser.add_argument("--rounds", type=int, default=15, help="of the speed measurement; 0: none")
     args = parser.parse_args()
-    if args.rounds < 0:
-        raise ConfigError(f"--rounds must be 0 or more; got {args.rounds}")
-
     from featherface.detector import SHIPPED_WEIGHTS  # torch takes seconds; --help should not
     from featherface.export import FORMS, Settings, export, parse_size
 
@@ -42,10 +33,7 @@ def main() -> None:
         size=parse_size(args.size),
         opset=args.opset,
         int8=args.int8,
-        fp16=args.fp16,
         photos=args.calibration,
-        data=args.data,
-        rounds=args.rounds,
     )
     made = export(args.weights or SHIPPED_WEIGHTS, args.out, settings)
     for path in made.files:

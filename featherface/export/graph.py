@@ -31,7 +31,7 @@ from featherface.config import (
 )
 from featherface.errors import CheckpointError, ConfigError
 from featherface.export.end_to_end import wrap
-from featherface.export.network import Half, Raw, deployed
+from featherface.export.network import Raw, deployed
 from featherface.images import padded_size
 from featherface.onnx_detector import open_session
 from featherface.structures import LANDMARK_NAMES
@@ -56,17 +56,15 @@ def build(
     form: str = "end_to_end",
     size: Size | None = None,
     opset: int = OPSET,
-    half: bool = False,
 ) -> ModelProto:
     """The ONNX model of a trained V1 or V2.
 
     size: height and width, for one size only and without shape arithmetic; None: any size (raw:
-    and any batch). half: the network computes in float16, for GPUs. ConfigError for a form, size
-    or opset that cannot work.
+    and any batch). ConfigError for a form, size or opset that cannot
+    work.
     """
     check_settings(model, form=form, size=size, opset=opset)
     network = deployed(model, exact=form == "end_to_end" or _is_exact(size))
-    network = Half(network).eval() if half else network
     if form == "raw":
         exported = _export(Raw(network).eval(), form, size, opset)
     else:

@@ -142,21 +142,6 @@ def deployed(model: nn.Module, *, exact: bool = False) -> nn.Module:
     raise TypeError(f"neither FeatherFaceV1 nor FeatherFaceV2: {type(model).__name__}")
 
 
-class Half(nn.Module):
-    """A deployed network in float16, for GPUs; what it reads and gives stays float32.
-
-    Coordinates are decoded in float32: beyond 2048 a float16 counts in steps of two pixels.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network.half()
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        values, cells = self.network(x.half())
-        return values.float(), cells
-
-
 class Raw(nn.Module):
     """(B, 3, H, W) BGR minus mean → boxes (B, A, 4) x1 y1 x2 y2, scores (B, A), landmarks
     (B, A, 5, 2), in pixels; A and its order are those of `make_anchors`."""
