@@ -45,14 +45,10 @@ def network(name: str) -> nn.Module:
 
 @cache
 def graph(
-    form: str,
-    size: tuple[int, int] | None,
-    name: str = "v2",
-    opset: int = OPSET,
-    half: bool = False,
+    form: str, size: tuple[int, int] | None, name: str = "v2", opset: int = OPSET
 ) -> onnx.ModelProto:
-    """The ONNX model of `network(name)`."""
-    return build(network(name), form=form, size=size, opset=opset, half=half)
+    """Return the ONNX model of `network(name)`."""
+    return build(network(name), form=form, size=size, opset=opset)
 
 
 @cache

@@ -1,7 +1,5 @@
 """The comparison of speeds: its table, plot and flags; other detectors' files."""
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import pandas as pd
@@ -12,14 +10,13 @@ from exported import graph, network
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from featherface.benchmark import speed
-from featherface.benchmark import speed as command
-from featherface.benchmark import speed as untrained
+from featherface.benchmark import command, speed
 from featherface.benchmark.paired import alternate, ratio
 from featherface.benchmark.peers import RETINAFACE, SCRFD, UNKNOWN, YUNET, OnnxPeer
-from featherface.benchmark.speed import network_costs, plot_speed_against_ap
+from featherface.benchmark.speed import DEFAULT_V1, network_costs
 from featherface.errors import CheckpointError, ConfigError, DataError
 from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
+from featherface.plots import plot_speed_against_ap
 
 
 def test_calls_run_in_turn_and_the_first_rounds_do_not_count():
@@ -46,7 +43,7 @@ def quick(monkeypatch):
 
 def test_the_table(quick):
     threads = torch.get_num_threads()
-    table = speed.speed(
+    table = speed.compare_speed(
         quick, sizes=[(64, 96)], threads=[1, 2], engines=["eager", "onnx"], rounds=2
     )
     assert torch.get_num_threads() == threads
@@ -56,7 +53,7 @@ def test_the_table(quick):
     assert set(table.loc[table["threads"] == 1, "clock"]) == {"cpu"}
     assert set(table["parameters"]) == {256_156}
     with pytest.raises(ConfigError, match="eager, compile, onnx"):
-        speed.speed(quick, engines=["tensorrt"])
+        speed.compare_speed(quick, engines=["tensorrt"])
 
 
 def test_the_command_writes_table_and_plot(quick, tmp_path, monkeypatch, capsys):
@@ -64,17 +61,17 @@ def test_the_command_writes_table_and_plot(quick, tmp_path, monkeypatch, capsys)
            "threads": 1, "median": 10.0, "low": 9.0, "high": 11.0, "ratio_to_v1": 0.25}  # fmt: skip
     rows = pd.DataFrame([row, {**row, "detector": "V1", "median": 40.0, "ratio_to_v1": 1.0}])
     seen = {}
-    monkeypatch.setattr(command, "load_model", lambda path: network("v2"))
+    monkeypatch.setattr("featherface.checkpoint.load_model", lambda path: network("v2"))
 
     def fake(networks, **options):
         seen.update(options, networks=networks)
         return rows.assign(ap_easy=[90.0, 95.0])
 
-    monkeypatch.setattr(command, "speed", fake)
+    monkeypatch.setattr(speed, "compare_speed", fake)
     monkeypatch.chdir(tmp_path)  # where V1's default file is not
-    options = {"v1": untrained.DEFAULT_V1, "v2": "x.pth", "peers": "", "data": "",
+    options = {"v1": DEFAULT_V1, "v2": "x.pth", "peers": "", "data": "",
                "engines": "onnx", "out": str(tmp_path), "rounds": 3}  # fmt: skip
-    command.compare_speed(**options, sizes="640x640, 32x64", threads="1,2")
+    command.measure_speed(**options, sizes="640x640, 32x64", threads="1,2")
     assert "V1 is timed untrained" in capsys.readouterr().out
     assert isinstance(seen["networks"]["V1"], FeatherFaceV1)
     assert seen["sizes"] == [(640, 640), (32, 64)] and seen["threads"] == [1, 2]
@@ -90,7 +87,7 @@ def test_the_command_writes_table_and_plot(quick, tmp_path, monkeypatch, capsys)
         (tmp_path / "empty").mkdir(exist_ok=True)
         wrong = {**options, "sizes": "64x64", "threads": "1", name: value}
         with pytest.raises(ConfigError, match=said):
-            command.compare_speed(**wrong)
+            command.measure_speed(**wrong)
 
 
 def test_what_is_not_there_is_said_before_anything_is_measured(tmp_path, monkeypatch):
@@ -98,20 +95,18 @@ def test_what_is_not_there_is_said_before_anything_is_measured(tmp_path, monkeyp
     options = {"v1": "absent.pth", "v2": "x.pth", "peers": "", "data": "", "engines": "onnx",
                "rounds": 1, "sizes": "64x64", "threads": "1"}  # fmt: skip
     with pytest.raises(CheckpointError, match=r"absent\.pth: no such file"):
-        command.compare_speed(**options, out=str(tmp_path))
+        command.measure_speed(**options, out=str(tmp_path))
     with pytest.raises(ConfigError, match=r"cannot write into .*new: .*file is a file"):
-        command.compare_speed(**options, out=str(tmp_path / "file/new"))
-    script = Path(command.__file__).parents[2] / "scripts/benchmark.py"
-    assert f'("v1", "{untrained.DEFAULT_V1}",' in script.read_text()
+        command.measure_speed(**options, out=str(tmp_path / "file/new"))
 
     def never(*_):
         raise AssertionError("built")
 
     monkeypatch.setattr(speed, "_candidates", never)
     with pytest.raises(CheckpointError, match="no such file"):
-        speed.speed({}, peers=[tmp_path / "none.onnx"])
+        speed.compare_speed({}, peers=[tmp_path / "none.onnx"])
     with pytest.raises(DataError):
-        speed.speed({}, data=tmp_path / "none")
+        speed.compare_speed({}, data=tmp_path / "none")
 
 
 def test_a_forward_reads_a_padded_picture(monkeypatch):
@@ -212,5 +207,7 @@ def test_modules_without_a_compiler_are_left_out(monkeypatch, capsys):
     assert said.count("\n") == 1 and "V2: left out" in said and "no compiler" in said
     monkeypatch.setattr(speed, "network_costs", lambda *_: {})
     with pytest.raises(ConfigError, match="nothing to time"):
-        speed.speed({"V2": nn.Conv2d(3, 1, 1)}, engines=["compile"], sizes=[(64, 64)], threads=[1])
+        speed.compare_speed(
+            {"V2": nn.Conv2d(3, 1, 1)}, engines=["compile"], sizes=[(64, 64)], threads=[1]
+        )
     assert candidate.forward((64, 64), 1) is None

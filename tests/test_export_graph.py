@@ -81,31 +81,27 @@ def test_a_model_says_what_it_is_and_names_no_machine():
         "iou_threshold",
     ]
     assert [entry.name for entry in graph("raw", None).graph.output] == list(OUTPUTS)
-    fixed, half = graph("end_to_end", (64, 96)), graph("end_to_end", (64, 96), "v2", 18, True)
-    for made in (model, graph("raw", None), fixed, half, graph("raw", (40, 64), "v1", 19, False)):
+    v1 = graph("raw", (40, 64), "v1", 19)
+    for made in (model, graph("raw", None), graph("end_to_end", (64, 96)), v1):
         text = made.SerializeToString()
         assert b"site-packages" not in text and b".py" not in text
 
 
-def test_float16_at_the_oldest_opset_finds_the_same_faces():
-    half = graph("end_to_end", (64, 96), "v2", 18, True)
-    assert half.opset_import[0].version == 18
-    kinds = {item.name: item.data_type for item in half.graph.initializer}
-    weights = [node.input[1] for node in half.graph.node if node.op_type == "Conv"]
-    assert {kinds[name] for name in weights} == {onnx.TensorProto.FLOAT16}
-    picture = scene(64, 96)
-    feed = {"image": picture, "score_threshold": np.array(0.3, np.float32)}
-    found = open_model(half).run(OUTPUTS, feed)
+def test_the_oldest_opset_finds_the_same_faces():
+    oldest = graph("end_to_end", (64, 96), "v2", 18)
+    assert oldest.opset_import[0].version == 18
+    feed = {"image": scene(64, 96), "score_threshold": np.array(0.3, np.float32)}
+    found = open_model(oldest).run(OUTPUTS, feed)
     expected = open_model(graph("end_to_end", (64, 96))).run(OUTPUTS, feed)
-    assert found[0].dtype == np.float32
-    assert abs(len(found[1]) - len(expected[1])) <= 2
-    np.testing.assert_allclose(found[1][:5], expected[1][:5], atol=0.02)
+    assert len(found[1]) > 3
+    for got, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(got, wanted, atol=1e-4)
 
 
 def test_v1_needs_opset_19_and_runs_from_there():
     with pytest.raises(ConfigError, match="opset 19 or newer; got 18"):
         build(network("v1"), opset=18)
-    model = graph("raw", (40, 64), "v1", 19, False)
+    model = graph("raw", (40, 64), "v1", 19)
     image = pixels(40, 64)
     found = open_model(model).run(OUTPUTS, {"image": image})
     for got, wanted, limit in zip(

@@ -16,8 +16,7 @@ import featherface as ff
 from featherface import cli
 from featherface.checkpoint import FORMAT, read_file, write_file
 from featherface.errors import CheckpointError, ConfigError, DataError, ExportError
-from featherface.export import OPSET, Settings, export, parse_size, run
-from featherface.export import run as measure
+from featherface.export import OPSET, Settings, export, parity, parse_size, run
 from featherface.export.int8 import Quantised
 from featherface.export.run import _parity
 from featherface.structures import Detections
@@ -43,22 +42,20 @@ def weights(tmp_path):
 def quick(monkeypatch):
     """Models that are made already, and four small pictures."""
 
-    def made(model, *, form="end_to_end", size=None, opset=OPSET, half=False):
-        plain = opset == OPSET and not half and model.name == "v2"
-        return graph(form, size) if plain else graph(form, size, model.name, opset, half)
+    def made(model, *, form="end_to_end", size=None, opset=OPSET):
+        return graph(form, size, model.name, opset)
 
     monkeypatch.setattr(run, "build", made)
-    monkeypatch.setattr(run, "SPEED_SIZE", (64, 96))
     noise = torch.rand(4, 3, 9, 12, generator=torch.Generator().manual_seed(1))
     grown = torch.nn.functional.interpolate(noise, (72, 96), mode="bicubic").clamp(0, 1)
     photos = [(255 * part).byte().permute(1, 2, 0).numpy().copy() for part in grown]
-    monkeypatch.setattr(measure, "pictures", lambda folder="": photos)
-    monkeypatch.setattr(measure, "SIDES", (40, 96, 120, 64))
+    monkeypatch.setattr(run, "pictures", lambda folder="": photos)
+    monkeypatch.setattr(parity, "SIDES", (40, 96, 120, 64))
     return photos
 
 
 def test_everything_that_an_export_writes(weights, quick, tmp_path):
-    made = export(weights, tmp_path / "out", Settings(int8=True, rounds=1))
+    made = export(weights, tmp_path / "out", Settings(int8=True))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "README.md",
         "featherface_v2_deployment.onnx",
@@ -86,34 +83,32 @@ def test_everything_that_an_export_writes(weights, quick, tmp_path):
     facts = made.metrics["int8"]
     assert f"INT8: {len(made.quantised.layers)} convolutions compute in 8 bits" in text
     assert f"change by {facts['score_error']:.4f} on average" in text
-    assert "Calibrated on drawn pictures" in text and f"float: {facts['ratio']:.2f}×" in text
+    assert "Calibrated on drawn pictures" in text
 
 
 def test_the_readme_has_the_figures_of_the_run(weights, quick, tmp_path):
-    made = export(weights, tmp_path, Settings(rounds=2))
+    made = export(weights, tmp_path, Settings())
     text = (tmp_path / "README.md").read_text()
     for path in made.files[:-1]:
         assert f"| `{path.name}` | {path.stat().st_size:,} |" in text
-    parity = made.metrics["parity"]["featherface_v2_deployment.onnx"]
-    assert f"{parity['faces']} faces in both, 0 in one only" in text
-    row = next(row for row in made.metrics["speed"] if row["network"] == "end_to_end")
-    assert f"| picture to faces | end_to_end | {row['median']:.1f} |" in text
+    found = made.metrics["parity"]["featherface_v2_deployment.onnx"]
+    assert f"{found['faces']} faces in both, 0 in one only" in text
     assert "| three photos | vga | 51.20 |" in text
     assert str(tmp_path) not in text and "256,156 parameters" in text
 
 
-def test_float16_of_one_size_beside_the_others(weights, quick, tmp_path):
-    export(weights, tmp_path, Settings(forms=("end_to_end",), rounds=0))
+def test_one_size_is_added_to_the_other_files(weights, quick, tmp_path):
+    export(weights, tmp_path, Settings(forms=("end_to_end",)))
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    settings = Settings(forms=(), fp16=True, size=(64, 96), opset=18, rounds=0)
+    settings = Settings(forms=("end_to_end",), size=(64, 96), opset=18)
     made = export(weights, tmp_path, settings)
-    half = "featherface_v2_deployment_fp16_64x96.onnx"
-    assert [path.name for path in made.files[1:]] == [half, "README_fp16_64x96.md"]
-    assert onnx.load(tmp_path / half).opset_import[0].version == 18
+    name = "featherface_v2_deployment_64x96.onnx"
+    assert [path.name for path in made.files[1:]] == [name, "README_64x96.md"]
+    assert onnx.load(tmp_path / name).opset_import[0].version == 18
     assert all((tmp_path / name).read_bytes() == content for name, content in before.items())
-    text = (tmp_path / "README_fp16_64x96.md").read_text()
-    assert f'OnnxDetector("{half}")' in text and f'InferenceSession("{half}"' in text
-    assert "# (64, 96, 3) uint8 BGR, exactly 64×96" in text and "not timed on a GPU" in text
+    text = (tmp_path / "README_64x96.md").read_text()
+    assert f'OnnxDetector("{name}")' in text and f'InferenceSession("{name}"' in text
+    assert "# (64, 96, 3) uint8 BGR, exactly 64×96" in text
     content = read_file(weights)
     write_file(weights, {**content, "config": {"epochs": 8}})  # other weights: another package
     export(weights, tmp_path, settings)
@@ -124,7 +119,7 @@ def test_float16_of_one_size_beside_the_others(weights, quick, tmp_path):
 def test_v1_is_exported_too(quick, tmp_path):
     state = {name: value.clone() for name, value in network("v1").state_dict().items()}
     write_file(tmp_path / "v1.pth", {"format": FORMAT, "architecture": "v1", "model": state})
-    settings = Settings(forms=("raw",), size=(40, 64), opset=19, rounds=1)
+    settings = Settings(forms=("raw",), size=(40, 64), opset=19)
     made = export(tmp_path / "v1.pth", tmp_path / "out", settings)
     assert [path.name for path in made.files] == [
         "featherface_v1_deployment.pth",
@@ -133,23 +128,15 @@ def test_v1_is_exported_too(quick, tmp_path):
     ]
     text = made.files[-1].read_text()
     assert 'OnnxDetector("featherface_v1_deployment_raw_40x64.onnx")' in text
-    assert "Without this project" not in text and "which the raw form decodes" in text
+    assert "Without this project" not in text
 
 
-@pytest.mark.parametrize("rounds", [0, 1])
-def test_int8_alone_is_timed_against_float_or_not_at_all(
-    rounds, weights, quick, tmp_path, monkeypatch
-):
+def test_int8_alone(weights, quick, tmp_path, monkeypatch):
     same = Quantised(graph("end_to_end", None), ("a", "b"), ("c",), 0.0123)
     monkeypatch.setattr(run, "quantise", lambda model, pictures: same)
-    made = export(weights, tmp_path, Settings(forms=(), int8=True, rounds=rounds))
-    assert (made.metrics["int8"]["ratio"] is None) == (rounds == 0)
+    export(weights, tmp_path, Settings(forms=(), int8=True))
     text = (tmp_path / "README_int8.md").read_text()
-    assert "nan" not in text and ("speed was not measured" in text) == (rounds == 0)
-    assert ("× its time" in text) == (rounds == 1)
-    assert "which the raw form decodes" not in text, "there is none"
-    assert "2 convolutions" in text and "change by 0.0123" in text
-    assert "AP against float is measured with `--data` only" in text
+    assert "nan" not in text and "2 convolutions" in text and "change by 0.0123" in text
     assert 'OnnxDetector("featherface_v2_deployment_int8.onnx")' in text
 
 
@@ -157,7 +144,7 @@ def test_pictures_without_faces_are_compared_at_a_lower_score(quick, tmp_path):
     onnx.save(graph("end_to_end", None), tmp_path / "a.onnx")
     found = ff.OnnxDetector(tmp_path / "a.onnx", score_threshold=1.0)
     expected = ff.Detector(network("v2"), score_threshold=1.0)
-    result = measure.face_parity(expected, found, quick[:1], exact=True)
+    result = parity.face_parity(expected, found, quick[:1], exact=True)
     assert result["score_threshold"] == 0.02 and result["faces"] > 3
     assert expected.score_threshold == found.score_threshold == 1.0
     pictures = {"count": 1, "from": "drawn", "sizes": "some"}
@@ -171,11 +158,11 @@ def test_pictures_without_faces_are_compared_at_a_lower_score(quick, tmp_path):
     )
     silent.score_threshold = 1.0
     with pytest.raises(ExportError, match="other faces"):
-        measure.face_parity(expected, silent, quick[:1], exact=True)
+        parity.face_parity(expected, silent, quick[:1], exact=True)
     deaf = SimpleNamespace(score_threshold=1.0, detect_batch=silent.detect_batch)
     deaf.model = network("v2")
     with pytest.raises(ExportError, match="other faces"):  # nothing at all was compared
-        measure.face_parity(deaf, silent, quick[:1], exact=True)
+        parity.face_parity(deaf, silent, quick[:1], exact=True)
 
 
 def _none():
@@ -195,11 +182,11 @@ def test_a_face_within_rounding_of_the_threshold_may_be_in_one_only(name, above,
         found = SimpleNamespace(score_threshold=0.5, path=Path("a.onnx"))
         found.detect_batch = lambda photos, other=other: [other]
         if allowed:
-            result = measure.face_parity(expected, found, [box], exact=True)
+            result = parity.face_parity(expected, found, [box], exact=True)
             assert result["in_one_only"] == 0 and result["smallest_iou"] == 1
             continue
         with pytest.raises(ExportError):
-            measure.face_parity(expected, found, [box], exact=True)
+            parity.face_parity(expected, found, [box], exact=True)
 
 
 def test_what_cannot_work_is_said_before_anything_is_built(weights, quick, tmp_path, monkeypatch):
@@ -211,8 +198,8 @@ def test_what_cannot_work_is_said_before_anything_is_built(weights, quick, tmp_p
     with pytest.raises(ConfigError, match="file is a file"):
         export(weights, tmp_path / "file/out")
     with pytest.raises(DataError):
-        export(weights, tmp_path / "out", Settings(data=str(tmp_path / "none")))
-    assert not (tmp_path / "out").exists()
+        export(weights, tmp_path / "out", Settings(photos=str(tmp_path / "none")))
+    assert list(tmp_path.glob("out/*")) == []
 
 
 # 0.05 pixels: five times what rounding may do
@@ -225,7 +212,7 @@ def test_nothing_is_written_when_a_model_differs(change, weights, quick, tmp_pat
     head.CopyFrom(onnx.numpy_helper.from_array(values, head.name))
     monkeypatch.setattr(run, "build", lambda model, **rest: wrong)
     with pytest.raises(ExportError, match=r"differs from the trained .*--form end_to_end"):
-        export(weights, tmp_path / "out", Settings(forms=("raw",), rounds=0))
+        export(weights, tmp_path / "out", Settings(forms=("raw",)))
     assert not (tmp_path / "out").exists()
 
 
@@ -233,24 +220,24 @@ def test_faces_that_differ_are_an_error(quick, tmp_path):
     onnx.save(graph("end_to_end", None), tmp_path / "a.onnx")
     found = ff.OnnxDetector(tmp_path / "a.onnx", score_threshold=0.9)
     with pytest.raises(ExportError, match="finds other faces"):
-        measure.face_parity(ff.Detector(network("v2")), found, quick, exact=True)
-    assert measure.face_parity(ff.Detector(network("v2")), found, quick, exact=False)["in_one_only"]
+        parity.face_parity(ff.Detector(network("v2")), found, quick, exact=True)
+    assert parity.face_parity(ff.Detector(network("v2")), found, quick, exact=False)["in_one_only"]
 
 
 def test_pictures_of_a_folder_and_their_sizes(tmp_path):
-    with pytest.raises(DataError, match=r"--calibration: folder .*none does not exist; give a fol"):
-        measure.pictures(tmp_path / "none")
+    with pytest.raises(DataError, match=r"--calibration: folder .*none does not exist"):
+        parity.pictures(tmp_path / "none")
     (tmp_path / "a, b").mkdir()
     with pytest.raises(DataError, match=r"--calibration: no photo in .*a, b or below"):
-        measure.pictures(tmp_path / "a, b")
+        parity.pictures(tmp_path / "a, b")
     (tmp_path / "a.jpg").write_text("no picture")
     with pytest.raises(DataError, match="not an image"):
-        measure.pictures(tmp_path)
+        parity.pictures(tmp_path)
     photo = np.arange(60 * 40 * 3, dtype=np.uint8).reshape(60, 40, 3)
-    sizes = [part.shape for part in measure.of_sizes([photo, photo], None)]
+    sizes = [part.shape for part in parity.of_sizes([photo, photo], None)]
     assert sizes[:2] == [(33, 22, 3), (64, 43, 3)] and len(sizes) == 20
-    assert {max(shape) for shape in sizes} == set(measure.SIDES)
-    assert measure.of_sizes([photo], (32, 96))[0].shape == (32, 96, 3)
+    assert {max(shape) for shape in sizes} == set(parity.SIDES)
+    assert parity.of_sizes([photo], (32, 96))[0].shape == (32, 96, 3)
 
 
 def test_sizes_as_text():
@@ -299,7 +286,6 @@ def test_the_script_ends_with_one_line_for_wrong_input(weights, tmp_path, monkey
         (("--weights", weights, "--opset", 17), "opset must lie in 18..23"),
         (("--weights", weights, "--size", "big"), "HEIGHTxWIDTH"),
         (("--weights", weights, "--calibration", tmp_path / "photos"), "not an image"),
-        (("--weights", weights, "--rounds", -1), "--rounds must be 0 or more"),
     ):
         assert script(monkeypatch, *arguments, "--out", tmp_path / "out") == 2
         lines = capsys.readouterr().err.strip().splitlines()
@@ -309,7 +295,7 @@ def test_the_script_ends_with_one_line_for_wrong_input(weights, tmp_path, monkey
 
 def test_the_script_writes_the_files(weights, quick, tmp_path, monkeypatch, capsys):
     arguments = ("--weights", weights, "--out", tmp_path / "out", "--form", "end_to_end")
-    assert script(monkeypatch, *arguments, "--rounds", 0) == 0
+    assert script(monkeypatch, *arguments) == 0
     said = capsys.readouterr().out
     assert "featherface_v2_deployment.onnx" in said and "README.md" in said
     before = (tmp_path / "out/featherface_v2_deployment.onnx").read_bytes()

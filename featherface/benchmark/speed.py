@@ -23,8 +23,6 @@ import numpy as np
 import onnx
 import pandas as pd
 import torch
-from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 from onnx import ModelProto, numpy_helper
 from PIL import Image
 from torch import nn
@@ -36,16 +34,14 @@ from featherface.checkpoint import load_model
 from featherface.config import PRESETS
 from featherface.data.demo_scene import make_photo
 from featherface.detector import Detector
-from featherface.errors import ConfigError, DataError
+from featherface.errors import ConfigError
 from featherface.evaluation.run import detect_photos
 from featherface.evaluation.sets import EvaluationSet, find_evaluation_set
-from featherface.export import parse_size
 from featherface.export.graph import Size, build
-from featherface.files import check_writable, versions, write_text
+from featherface.files import versions
 from featherface.images import network_input, padded_size, read_image
 from featherface.models.networks import FeatherFaceV1
 from featherface.onnx_detector import OnnxDetector, open_session
-from featherface.plots import BLUE, COLOURS, save_figure
 
 _MULTIPLYING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -111,52 +107,10 @@ def v1_or_untrained(path: str) -> nn.Module:
     return FeatherFaceV1().eval()
 
 
-MARKERS = "osD^vP*X"
-_SUFFIX = r"_(dyn|\d+x\d+)$"  # of the files' names: which sizes they take
-
-
-def plot_speed_against_ap(table: pd.DataFrame, *, title: str = "") -> Figure:
-    """A point a detector and AP setting: milliseconds of a forward at 640×640 on one thread in ONNX
-    Runtime, against exact AP in percent. `table`: of `speed`. DataError where it has no AP."""
-    settings = [name for name in table.columns if name.startswith("ap_")]
-    if not settings:
-        raise DataError("no detector has an AP: give --data")
-    chosen = table[
-        (table["what"] == "forward")
-        & (table["engine"] == "onnx")
-        & (table["threads"] == 1)
-        & (table["height"] == 640)
-        & (table["width"] == 640)
-    ]
-    chosen = chosen.dropna(subset=settings)
-    if chosen.empty:
-        raise DataError("no detector has both an AP and a time at 640×640 on one thread")
-    chosen = chosen.assign(detector=chosen["detector"].str.replace(_SUFFIX, "", regex=True))
-    chosen = chosen.drop_duplicates("detector").sort_values("median")
-    figure = Figure(figsize=(2.6 * len(settings) + 2.4, 3.6), layout="constrained")
-    axes = figure.subplots(1, len(settings), squeeze=False)[0]
-    for ax, setting in zip(axes, settings, strict=True):
-        for index, row in enumerate(chosen.to_dict("records")):
-            colour = BLUE if row["detector"] == "V2" else COLOURS[1 + index % (len(COLOURS) - 1)]
-            label = f"{row['detector']}, {row['median']:.0f} ms"
-            ax.plot(row["median"], row[setting], MARKERS[index % len(MARKERS)], color=colour,
-                    markersize=8, label=label)  # fmt: skip
-        ax.set(xscale="log", title=setting.removeprefix("ap_"), xlabel="forward (ms)")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.xaxis.set_major_formatter("{x:.0f}")
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.grid(color="0.9", linewidth=0.8, which="both")
-        ax.margins(x=0.1, y=0.1)
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("exact AP (%), long side 640")
-    axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
-    figure.suptitle(title, fontsize="medium")
-    return figure
-
-
 SIZES = ((320, 320), (480, 640), (640, 640), (720, 1280))  # height, width
 ENGINES = ("eager", "compile", "onnx")
 KINDS = ("forward", "end-to-end")
+SOFTWARE = ("torch", "onnxruntime", "python")
 COMPILE_SIZE = (640, 640)  # torch.compile takes minutes a size on a CPU
 _GROUP = {"seed": 0, "split": 0, "index": 1, "size": 640}  # a drawn group
 Call = Callable[[], object]
@@ -174,7 +128,7 @@ class Candidate:
     evaluated: Any = None  # a detector to measure AP of
 
 
-def speed(
+def compare_speed(
     networks: dict[str, nn.Module],
     *,
     peers: Sequence[str | Path] = (),
@@ -213,8 +167,9 @@ def speed(
             f"nothing to time: torch.compile works at {COMPILE_SIZE[0]}x{COMPILE_SIZE[1]} only, "
             "and where there is a compiler; give another engine"
         )
+    software = ", ".join(f"{n} {v}" for n, v in versions().items() if n in SOFTWARE)
     for row in rows:
-        row |= precision.get(str(row["detector"]), {})
+        row |= precision.get(str(row["detector"]), {}) | {"software": software}
     return pd.DataFrame(rows)
 
 
@@ -378,79 +333,3 @@ def _ap(candidate: Candidate, found: EvaluationSet) -> dict[str, float]:
     )
     curves = found.evaluate(faces).curves
     return {f"ap_{setting}": 100 * curve.ap_exact for setting, curve in curves.items()}
-
-
-TABLE, PLOT = "performance_comparison.csv", "speed_ap.png"
-SHOWN = ["detector", "engine", "what", "height", "width", "threads", "median", "low", "high",
-         "ratio_to_v1"]  # fmt: skip
-
-
-def compare_speed(
-    *,
-    v1: str,
-    v2: str,
-    peers: str,
-    data: str,
-    sizes: str,
-    threads: str,
-    engines: str,
-    out: str,
-    rounds: int,
-) -> pd.DataFrame:
-    """Measure and write; all lists are comma-separated. ConfigError for what cannot be read."""
-    check_writable(out)
-    networks: dict[str, nn.Module] = {"V1": v1_or_untrained(v1), "V2": load_model(v2)}
-    shapes = [size for size in map(parse_size, _parts(sizes)) if size]
-    if not shapes:
-        raise ConfigError("give at least one size, such as --sizes 640x640")
-    table = speed(
-        networks,
-        peers=_files(peers),
-        sizes=shapes,
-        threads=_counts(threads),
-        engines=_parts(engines),
-        rounds=rounds,
-        data=data,
-    )
-    if not Path(v1).is_file():  # untrained weights: its time is right, its AP is not
-        table.loc[table["detector"] == "V1", [c for c in table if c.startswith("ap_")]] = None
-    used = versions()
-    table["software"] = ", ".join(
-        f"{name} {used[name]}" for name in ("torch", "onnxruntime", "python") if name in used
-    )
-    folder = Path(out)
-    text = table.to_csv(index=False, lineterminator="\n", float_format="%.5g")
-    write_text(folder / TABLE, text)
-    print(table[SHOWN].round(3).to_string(index=False))
-    print(f"written: {folder / TABLE}")
-    try:
-        figure = plot_speed_against_ap(table, title="640×640, one thread, ONNX Runtime")
-    except DataError as error:
-        print(f"no plot: {error}")
-    else:
-        save_figure(figure, folder / PLOT, dpi=110)
-        print(f"written: {folder / PLOT}")
-    return table
-
-
-def _parts(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _counts(text: str) -> list[int]:
-    """ "1,2" → [1, 2]."""
-    parts = _parts(text)
-    if not parts or not all(part.isdecimal() and int(part) for part in parts):
-        raise ConfigError(f"--threads must be whole numbers from 1, such as 1,2; got {text!r}")
-    return [int(part) for part in parts]
-
-
-def _files(text: str) -> list[Path]:
-    """The ONNX files named, or those in the folders named."""
-    found = []
-    for path in map(Path, _parts(text)):
-        inside = sorted(path.glob("*.onnx")) if path.is_dir() else [path]
-        if not inside:
-            raise ConfigError(f"{path}: no ONNX file in this folder")
-        found += inside
-    return found
