@@ -197,7 +197,8 @@ def test_what_cannot_work_is_said_before_anything_is_built(weights, quick, tmp_p
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(ConfigError, match="file is a file"):
         export(weights, tmp_path / "file/out")
-    with pytest.raises(DataError):
+    monkeypatch.setattr(run, "pictures", parity.pictures)
+    with pytest.raises(DataError, match="does not exist"):
         export(weights, tmp_path / "out", Settings(photos=str(tmp_path / "none")))
     assert list(tmp_path.glob("out/*")) == []
 
