@@ -9,13 +9,17 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument(*flag("data"), default="data/widerface", help="data folder")
     options.add_argument(
-        *flag("download"), action="store_true", help="get train and val first (about 1.8 GB)"
+        *flag("download"), action="store_true", help="download train and val first (about 1.8 GB)"
     )
     options.add_argument(
-        *flag("with_test"), action="store_true", help="download the test photos too (as much again)"
+        *flag("with_test"),
+        action="store_true",
+        help="with --download: the test photos too (another 1.8 GB)",
     )
     options.add_argument(
-        *flag("deep"), action="store_true", help="decode every photo, not only header and end"
+        *flag("deep"),
+        action="store_true",
+        help="decode every photo, instead of checking only its header and end",
     )
     arguments = options.parse_args()
 

@@ -35,8 +35,8 @@ from featherface.data.cache import (
     decode_on_device,
     free_bytes,
     make_batches,
-    read_small,
     shared_bytes,
+    small_picture,
 )
 from featherface.data.loader import FaceDataset, make_loader
 from featherface.data.render import plan_row, sampling_weights
@@ -238,20 +238,19 @@ def test_photos_are_kept_whole_and_in_order(photos, kept):
         assert np.array_equal(kept.picture(index).permute(1, 2, 0).numpy(), pixels)
 
 
-def test_the_devices_decoder_and_what_it_cannot_read(photos, monkeypatch):
+def test_the_devices_decoder_and_what_it_cannot_read(photos):
     """torchvision's decoder on the CPU stands in for the device's."""
     files = [open_photo(photo.path) for photo in photos]
     decoded = decode_on_device(files, CPU)
     assert [pixels is None for pixels in decoded] == [not file.is_jpeg for file in files]
     odd = files[1]._replace(data=files[1].data[:40])
     assert decode_on_device([*files, odd], CPU) == [None] * (len(files) + 1)
-    monkeypatch.setattr(cache, "DECODED_TOGETHER", 2)
     for side in (1024, 70):
-        pictures = list(cache._by_device(files, side, CPU))
-        for file, pixels in zip(files, pictures, strict=True):
-            expected = read_small(file, side)
-            assert pixels.shape == expected.shape and pixels.dtype == torch.uint8
-            assert (pixels.int() - expected.int()).abs().float().mean() < 1.5
+        for file, pixels in zip(files, decoded, strict=True):
+            made = small_picture(file, pixels, side=side)
+            expected = small_picture(file, None, side=side)
+            assert made.shape == expected.shape and made.dtype == torch.uint8
+            assert (made.int() - expected.int()).abs().float().mean() < 1.5
 
 
 def test_headers_tell_what_the_whole_file_tells(photos, tmp_path):
@@ -270,7 +269,7 @@ def test_losses_fall_alike_with_and_without_a_cache(tmp_path):
     curves = []
     for number, (kind, seed) in enumerate((("none", 0), ("device", 0), ("none", 1))):
         config = tiny_config(root, tmp_path / f"{number}")
-        config = config.replace(cache=kind, seed=seed, epochs=4, lr=4e-3, save_every=100)
+        config = config.replace(cache=kind, seed=seed, epochs=3, lr=4e-3, save_every=100)
         engine.train(config, progress=False)
         curves.append(pd.read_csv(tmp_path / f"{number}" / "training_log.csv")["loss"].to_numpy())
     plain, made, other = curves
@@ -333,14 +332,14 @@ def built(photos, machine):
 
 @needs_folder
 def test_each_process_decodes_its_part_and_sees_all(photos, monkeypatch):
-    decoded, read_small = [], cache.read_small
+    decoded, small_picture = [], cache.small_picture
 
-    def watched(file, side):
+    def watched(file, pixels, *, side):
         decoded.append(file.path)
-        return read_small(file, side)
+        return small_picture(file, pixels, side=side)
 
     alone = build_cache(photos, SHARED, CPU, progress=False)
-    monkeypatch.setattr(cache, "read_small", watched)
+    monkeypatch.setattr(cache, "small_picture", watched)
     first, second = together(partial(built, photos))
     assert sorted(decoded) == sorted(photo.path for photo in photos)
     for kept in (first, second):

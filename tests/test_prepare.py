@@ -41,7 +41,7 @@ def test_landmarks_are_counted(tmp_path):
     retinaface_set(tmp_path)
     report = check(tmp_path)
     assert report.splits[0].faces_with_landmarks == 3
-    assert report.splits[0].source.kind == "landmarks"
+    assert report.splits[0].files.kind == "landmarks"
     assert "insightface" not in str(report)
     assert len(report.absent) == 1 and "val" in report.absent[0]
     assert report.ready, "train alone can be trained on"

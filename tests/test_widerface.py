@@ -148,7 +148,7 @@ MALFORMED = {
     "face after count 0": ("a.jpg\n0\n1 2 3 4 0 0 0 0 0 0\n", 3, "count says 0"),
     "short row": ("a.jpg\n2\n1 2 3 4\n1 2 3\n", 4, "a face needs 4 or 10 numbers"),
     "word in a row": ("a.jpg\n2\n1 2 3 4\n1 2 x 4\n", 4, "not a number"),
-    "nan": ("a.jpg\n1\n1 2 nan 4\n", 3, "without a value"),
+    "nan": ("a.jpg\n1\n1 2 nan 4\n", 3, "nan or infinity"),
     "landmark row of 18": (f"# a.jpg\n{'1 ' * 18}\n", 2, "4 or 19 or 20"),
     "blank line inside": ("# a.jpg\n1 2 3 4\n\n1 2 3 4\n", 3, "a face needs"),
     "no name": ("# a.jpg\n# \n1 2 3 4\n", 2, "name of a photo"),

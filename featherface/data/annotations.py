@@ -7,9 +7,9 @@ expression illumination invalid occlusion pose`. The RetinaFace one (arXiv 1905.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,9 +18,13 @@ import numpy as np
 from featherface.errors import DataError
 
 OFFICIAL, LANDMARKS = "official", "landmarks"  # the two annotation formats
-OFFICIAL_WIDTHS = (10, 4)  # columns of a row; rows of x y w h alone are accepted
-LANDMARK_WIDTHS = (20, 19, 4)  # with and without the blur value; x y w h alone
+WIDTHS = {  # columns of a row, the full one first; x y w h alone is accepted
+    OFFICIAL: (10, 4),
+    LANDMARKS: (20, 19, 4),  # with and without the blur value
+}
+FILLER = {OFFICIAL: 0, LANDMARKS: -1}  # value of columns that a row does not have
 INVALID_COLUMN = 7
+HEAD_LINES = 2000  # read to recognise a file
 
 
 class Faces(NamedTuple):
@@ -29,7 +33,7 @@ class Faces(NamedTuple):
     boxes: np.ndarray  # (N, 4) x1, y1, x2, y2
     landmarks: np.ndarray  # (N, 5, 2); anything where masked
     landmark_mask: np.ndarray  # (N, 5) bool
-    ignore: np.ndarray  # (N,) bool: neither wanted nor wrong to find
+    ignore: np.ndarray  # (N,) bool: a detection of it is neither right nor wrong
 
 
 def _no_boxes() -> np.ndarray:
@@ -40,8 +44,8 @@ def _no_boxes() -> np.ndarray:
 class Photo:
     """One photo and its F faces, in pixels of the photo as stored (EXIF orientation not applied).
 
-    Boxes without a size are left out, and those flagged invalid (too poor to be judged) stand
-    apart: to find one is neither right nor wrong. A photo may have no face.
+    Boxes without a size are left out. Boxes flagged invalid (too poor to be judged) are kept apart:
+    a detection of one is neither right nor wrong. A photo may have no face.
     """
 
     path: Path
@@ -50,7 +54,7 @@ class Photo:
     landmarks: np.ndarray  # (F, 5, 2) float32; anything where masked
     landmark_mask: np.ndarray  # (F, 5) bool: this point is annotated
     ignored_boxes: np.ndarray = field(default_factory=_no_boxes)  # (G, 4) float32, flagged invalid
-    labelled: bool = True  # False: nobody knows its faces, and it holds none
+    labelled: bool = True  # False: its faces are unknown, and `boxes` is empty
     focus: np.ndarray = field(default_factory=_no_boxes)  # (K, 4) float32, see `unlabelled`
 
     @classmethod
@@ -81,11 +85,8 @@ def read_annotations(path: str | Path, images: str | Path) -> list[Photo]:
     """
     path, images = Path(path), Path(images)
     kind = annotation_kind(path)
-    blocks = _landmark_blocks(path) if kind == LANDMARKS else _official_blocks(path)
-    rows = list(chain.from_iterable(blocks.rows))
-    numbers = list(chain.from_iterable(blocks.line_numbers))
-    widths = LANDMARK_WIDTHS if kind == LANDMARKS else OFFICIAL_WIDTHS
-    table = _parse_rows(path, rows, numbers, widths)
+    blocks = list(_landmark_blocks(path) if kind == LANDMARKS else _official_blocks(path))
+    table = _parse_rows(path, blocks, kind)
     sized = (table[:, 2] > 0) & (table[:, 3] > 0)
     invalid = sized & (table[:, INVALID_COLUMN] == 1) & (kind == OFFICIAL)
     keep = sized & ~invalid
@@ -93,12 +94,11 @@ def read_annotations(path: str | Path, images: str | Path) -> list[Photo]:
     landmarks, mask = _landmarks(table, kind)
     photos = []
     stop = 0
-    for name, block in zip(blocks.names, blocks.rows, strict=True):
-        start, stop = stop, stop + len(block)
+    for name, rows, _ in blocks:
+        start, stop = stop, stop + len(rows)
         kept = np.flatnonzero(keep[start:stop]) + start
         ignored = boxes[start:stop][invalid[start:stop]]
-        faces = boxes[kept], landmarks[kept], mask[kept], ignored
-        photos.append(Photo(images / name, name, *faces))
+        photos.append(Photo(images / name, name, boxes[kept], landmarks[kept], mask[kept], ignored))
     return photos
 
 
@@ -111,23 +111,16 @@ def _landmarks(table: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
     return np.where(mask[..., None], triples[..., :2], np.float32(0)), mask
 
 
-@dataclass
-class _Blocks:
-    """The annotation cut by photo: its name, its rows as text, and their line numbers."""
+class _Block(NamedTuple):
+    """The lines of one photo."""
 
-    names: list[str]
-    rows: list[list[str]]
-    line_numbers: list[range]
-
-    def add(self, name: str, rows: list[str], first_line: int) -> None:
-        self.names.append(name)
-        self.rows.append(rows)
-        self.line_numbers.append(range(first_line, first_line + len(rows)))
+    name: str
+    rows: list[str]
+    line: int  # number of the first row in the file
 
 
-def _official_blocks(path: Path) -> _Blocks:
+def _official_blocks(path: Path) -> Iterator[_Block]:
     lines = _read_lines(path)
-    blocks = _Blocks([], [], [])
     at = 0
     while at < len(lines):
         name = lines[at].strip()
@@ -138,13 +131,12 @@ def _official_blocks(path: Path) -> _Blocks:
         rows = lines[at : at + count]
         if len(rows) < count:
             raise DataError(f"{path}:{len(lines)}: {name} has {len(rows)} of its {count} rows")
-        blocks.add(name, rows, at + 1)
+        yield _Block(name, rows, at + 1)
         at += count
         if count == 0 and at < len(lines) and _is_row(lines[at]):
             if any(float(value) for value in lines[at].split()):
                 raise DataError(f"{path}:{at + 1}: a face of {name}, but its count says 0")
             at += 1  # the official files put one row of zeros where the count is 0
-    return blocks
 
 
 def _count(path: Path, lines: list[str], at: int) -> int:
@@ -154,9 +146,8 @@ def _count(path: Path, lines: list[str], at: int) -> int:
     return int(text)
 
 
-def _landmark_blocks(path: Path) -> _Blocks:
+def _landmark_blocks(path: Path) -> Iterator[_Block]:
     lines = _read_lines(path)
-    blocks = _Blocks([], [], [])
     heads = [at for at, line in enumerate(lines) if line.startswith("#")]
     for head, stop in zip(heads, [*heads[1:], len(lines)], strict=True):
         name = lines[head][1:].strip()
@@ -164,45 +155,44 @@ def _landmark_blocks(path: Path) -> _Blocks:
             raise DataError(f"{path}:{head + 1}: expected the name of a photo after '#'")
         while stop > head + 1 and not lines[stop - 1]:
             stop -= 1
-        blocks.add(name, lines[head + 1 : stop], head + 2)
-    return blocks
+        yield _Block(name, lines[head + 1 : stop], head + 2)
 
 
-def _parse_rows(path: Path, rows: list[str], numbers: list[int], widths: tuple) -> np.ndarray:
-    """Rows of text → (N, widths[0]) float32; columns that short rows lack are 0 or −1."""
+def _parse_rows(path: Path, blocks: Sequence[_Block], kind: str) -> np.ndarray:
+    """The rows of all blocks as (N, full width) float32; missing columns hold the filler."""
+    rows = [row for block in blocks for row in block.rows]
+    full = WIDTHS[kind][0]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # no rows at all is fine
             table = np.loadtxt(rows, np.float32, comments=None, ndmin=2)
+        usual = len(table) == len(rows) and table.shape[1] in WIDTHS[kind]
     except ValueError:
-        table = np.zeros((0, 0), np.float32)
-    if len(table) != len(rows) or table.shape[1] not in widths:  # mixed widths, or an error
-        table = _parse_one_by_one(path, rows, numbers, widths)
-    finite = np.isfinite(table).all(axis=1)
-    if not finite.all():
-        bad = int(np.argmin(finite))
-        raise DataError(f"{path}:{numbers[bad]}: a number without a value in {rows[bad]!r}")
-    lacking = widths[0] - table.shape[1]
-    return np.pad(table, ((0, 0), (0, lacking)), constant_values=_filler(widths))
+        usual = False
+    if usual and np.isfinite(table).all():
+        missing = ((0, 0), (0, full - table.shape[1]))
+        return np.pad(table, missing, constant_values=FILLER[kind])
+    numbered = (  # several widths, or an error: slower, one by one
+        _parse_row(f"{path}:{block.line + at}", row, kind)
+        for block in blocks
+        for at, row in enumerate(block.rows)
+    )
+    return np.array(list(numbered), np.float32).reshape(-1, full)
 
 
-def _filler(widths: tuple) -> int:
-    return -1 if widths is LANDMARK_WIDTHS else 0
-
-
-def _parse_one_by_one(path: Path, rows: list[str], numbers: list[int], widths: tuple) -> np.ndarray:
-    """As _parse_rows, slower: for rows of different widths, and to say which line is wrong."""
-    table = np.full((len(rows), widths[0]), _filler(widths), np.float32)
-    for index, (row, number) in enumerate(zip(rows, numbers, strict=True)):
-        cells = row.split()
-        if len(cells) not in widths:
-            allowed = " or ".join(str(width) for width in sorted(widths))
-            raise DataError(f"{path}:{number}: a face needs {allowed} numbers, got {row!r}")
-        try:
-            table[index, : len(cells)] = [float(cell) for cell in cells]
-        except ValueError:
-            raise DataError(f"{path}:{number}: not a number in {row!r}") from None
-    return table
+def _parse_row(where: str, row: str, kind: str) -> list[float]:
+    """The numbers of a row, filled to the full width. where: file and line, for errors."""
+    cells, widths = row.split(), WIDTHS[kind]
+    if len(cells) not in widths:
+        allowed = " or ".join(str(width) for width in sorted(widths))
+        raise DataError(f"{where}: a face needs {allowed} numbers, got {row!r}")
+    try:
+        values = [float(cell) for cell in cells]
+    except ValueError:
+        raise DataError(f"{where}: not a number in {row!r}") from None
+    if not np.isfinite(np.array(values, np.float32)).all():
+        raise DataError(f"{where}: nan or infinity in {row!r}")
+    return values + [FILLER[kind]] * (widths[0] - len(cells))
 
 
 def first_names(path: Path, kind: str) -> list[str]:
@@ -213,7 +203,7 @@ def first_names(path: Path, kind: str) -> list[str]:
 
 
 def annotation_kind(path: Path) -> str:
-    """Which of the two formats a file has, by its first line. Raises DataError for an empty one."""
+    """OFFICIAL or LANDMARKS, by the file's first line. Raises DataError for an empty file."""
     head = _head(path)
     if not head:
         raise DataError(f"annotation {path} is empty")
@@ -221,7 +211,7 @@ def annotation_kind(path: Path) -> str:
 
 
 def holds_landmarks(path: Path) -> bool:
-    """The RetinaFace val file has the landmark format but boxes only: look at its first row."""
+    """True if the first row has landmarks: RetinaFace's val file has their format without them."""
     head = _head(path)
     if not head or not head[0].startswith("#"):
         return False
@@ -230,21 +220,17 @@ def holds_landmarks(path: Path) -> bool:
 
 
 def _is_row(line: str) -> bool:
-    """Whether a line is four or more numbers."""
-    values = line.split()
-    if len(values) < 4:
-        return False
+    """True for four or more numbers."""
     try:
-        for value in values:
-            float(value)
+        values = [float(value) for value in line.split()]
     except ValueError:
         return False
-    return True
+    return len(values) >= 4
 
 
 def _head(path: Path) -> list[str]:
-    """The lines that are not blank among the first 2,000, stripped."""
-    return [line.strip() for line in islice(_lines(path), 2000) if line.strip()]
+    """The lines that are not blank among the first HEAD_LINES, stripped."""
+    return [line.strip() for line in islice(_lines(path), HEAD_LINES) if line.strip()]
 
 
 def _read_lines(path: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 Every photo is shrunk to a long side of at most `cache_side` and fills consecutive rows of one
 tensor (rows, 3, width), so that a batch's crops are one row gather. On a CUDA device torchvision
-decodes whole batches; otherwise, and for files that it cannot read, loader processes decode (their
+decodes whole batches; otherwise, and for files that it cannot read, OpenCV decodes in threads (its
 pixels differ by a grey level here and there). The processes of one machine share a host cache.
 """
 
@@ -11,6 +11,8 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from featherface.config import TrainConfig
@@ -29,7 +30,6 @@ from featherface.data.loader import (
     FaceDataset,
     FaceLoader,
     make_loader,
-    one_thread,
     pad,
     worker_count,
 )
@@ -46,7 +46,7 @@ UNKNOWN_HOST = 4 * 2**30  # assumed host memory where the system does not tell
 SHARED_FOLDER = Path("/dev/shm")
 SHARED_SHARE = 0.9  # of its room: the loader's processes send their batches through it, too
 RENDER_BYTES = 2**31  # about what rendering may take at a time
-DECODED_TOGETHER = 32  # photos per batch on the device
+DECODED_TOGETHER = 32  # photos per batch
 
 
 def cached_size(file: PhotoFile, side: int) -> tuple[int, int]:
@@ -299,77 +299,38 @@ def _empty_cache(
     return PhotoCache(files, side=config.cache_side, memory=memory, rows=rows, users=users)
 
 
-class _Decoder(Dataset):
-    """Photo files by index → (h, 3, w) uint8 RGB of their cached size, or the DataError."""
-
-    def __init__(self, files: Sequence[PhotoFile], side: int) -> None:
-        self.files, self.side = files, side
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Tensor | DataError:
-        try:
-            return read_small(self.files[index], self.side)
-        except DataError as error:
-            return error
+def _decoded(
+    files: Sequence[PhotoFile], config: TrainConfig, device: torch.device
+) -> Iterator[Tensor]:
+    """The photos in order, (h, 3, w) uint8 RGB of their cached size."""
+    with ThreadPoolExecutor(max(1, worker_count(config.num_workers))) as pool:
+        for start in range(0, len(files), DECODED_TOGETHER):
+            paths = [file.path for file in files[start : start + DECODED_TOGETHER]]
+            part = list(pool.map(open_photo, paths))
+            nothing: list[Tensor | None] = [None] * len(part)
+            decoded = decode_on_device(part, device) if device.type == "cuda" else nothing
+            yield from pool.map(partial(small_picture, side=config.cache_side), part, decoded)
 
 
-def read_small(header: PhotoFile, side: int) -> Tensor:
-    """A photo from its file with a long side of at most `side`: (h, 3, w) uint8 RGB.
+def small_picture(file: PhotoFile, decoded: Tensor | None, *, side: int) -> Tensor:
+    """A photo with a long side of at most `side`: (h, 3, w) uint8 RGB. Raises DataError.
 
-    A JPEG is decoded at a reduced scale that is still large enough. Raises DataError.
+    decoded: its pixels (3, h, w) from the device's decoder, if that could read it. Otherwise a JPEG
+    is decoded here, at a reduced scale that is still large enough.
     """
-    file = open_photo(header.path)
     height, width = cached_size(file, side)
+    if decoded is not None and decoded.shape[1:] == (file.height, file.width):
+        if (height, width) == (file.height, file.width):
+            return decoded.permute(1, 0, 2)
+        whole = decoded[None].float()
+        small = F.interpolate(whole, (height, width), mode="bilinear", antialias=True)
+        return small[0].round_().to(torch.uint8).permute(1, 0, 2)
     scales = SHRINKS if file.is_jpeg else (1,)
     shrink = next(s for s in scales if s == 1 or max(file.shrunk_size(s)) >= max(height, width))
     pixels = decode(file, shrink)
     if pixels.shape[:2] != (height, width):
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
     return torch.from_numpy(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)).permute(0, 2, 1).contiguous()
-
-
-def _decoded(
-    files: Sequence[PhotoFile], config: TrainConfig, device: torch.device
-) -> Iterator[Tensor]:
-    """The photos in order, (h, 3, w) uint8 RGB of their cached size."""
-    if device.type == "cuda" and has_decoder(device):
-        yield from _by_device(files, config.cache_side, device)
-        return
-    loader = DataLoader(
-        _Decoder(files, config.cache_side),
-        batch_size=None,
-        num_workers=worker_count(config.num_workers),
-        worker_init_fn=one_thread,
-        generator=torch.Generator(),
-    )
-    for pixels in loader:
-        if isinstance(pixels, DataError):
-            raise DataError(str(pixels))
-        yield pixels
-
-
-def _by_device(files: Sequence[PhotoFile], side: int, device: torch.device) -> Iterator[Tensor]:
-    """As `_decoded`, by the device's JPEG decoder; other files are decoded here."""
-    for start in range(0, len(files), DECODED_TOGETHER):
-        part = [open_photo(file.path) for file in files[start : start + DECODED_TOGETHER]]
-        for file, pixels in zip(part, decode_on_device(part, device), strict=True):
-            size = cached_size(file, side)
-            if pixels is None or pixels.shape[1:] != (file.height, file.width):
-                yield read_small(file, side)
-            elif size == (file.height, file.width):
-                yield pixels.permute(1, 0, 2)
-            else:
-                small = F.interpolate(pixels[None].float(), size, mode="bilinear", antialias=True)
-                yield small[0].round_().to(torch.uint8).permute(1, 0, 2)
-
-
-def has_decoder(device: torch.device) -> bool:
-    """True if this torchvision decodes JPEG on the device."""
-    _, example = cv2.imencode(".jpg", np.zeros((16, 16, 3), np.uint8))
-    file = PhotoFile(Path("example.jpg"), example.tobytes(), 16, 16)
-    return decode_on_device([file], device)[0] is not None
 
 
 def decode_on_device(files: Sequence[PhotoFile], device: torch.device) -> list[Tensor | None]:
@@ -383,7 +344,7 @@ def decode_on_device(files: Sequence[PhotoFile], device: torch.device) -> list[T
             warnings.simplefilter("ignore", DeprecationWarning)  # torchvision's decoders will go
             from torchvision.io import ImageReadMode, decode_jpeg
 
-            decoded = iter(decode_jpeg(data, mode=ImageReadMode.RGB, device=device))
+            decoded = iter(decode_jpeg(data, mode=ImageReadMode.RGB, device=device) if data else [])
     except (ImportError, RuntimeError, ValueError):
         return [None] * len(files)
     return [next(decoded) if file.is_jpeg else None for file in files]

@@ -1,9 +1,9 @@
-"""MixUp and CutMix for detection: images and faces of a batch are mixed together, on its device.
+"""MixUp and CutMix for detection: mix the images and faces of a batch, on its device.
 
 MixUp (arXiv 1710.09412) in the same-geometry form for boxes (arXiv 1902.04103): two images are
 blended and keep the faces of both, each weighted by its image's share. CutMix (arXiv 1905.04899): a
-rectangle of one image replaces the same place of another, and faces count by what remains visible.
-Each image's partner is the batch's next one: batches are shuffled, so that is as random as any.
+rectangle of one image replaces the same rectangle of another, and faces count by their visible
+share. The partner of each image is the next one of the batch, which is shuffled.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from featherface.errors import ConfigError
 from featherface.structures import Target
 
 IGNORED_SHARE = 0.1  # MixUp: faces of an image blended in with less than this are ignored
-UNSEEN_SHARE = 0.02  # with less than this they cannot be seen: it does not matter who knows them
+UNSEEN_SHARE = 0.02  # with less than this they cannot be seen: unlabelled faces do no harm
 KEPT_VISIBLE = 0.5  # a face with at least this share of its area visible stays a face
 IGNORED_VISIBLE = 0.1  # with less than that but at least this it is ignored; with less, dropped
 
@@ -29,14 +29,13 @@ def mix(
     generator: torch.Generator | None = None,
     stream: int = 0,
 ) -> tuple[Tensor, Target, int]:
-    """The batch mixed by MixUp (with mixup_prob), else by CutMix (with cutmix_prob), else as it is.
+    """Mix the batch by MixUp (with mixup_prob), else by CutMix (with cutmix_prob), else not at all.
 
-    images: (B, 3, S, S) float; targets: (B, F), which becomes (B, 2F) when mixed; faces: how many
-    of the F are no padding, in all images. That doubles when mixed: each image also holds its
-    partner's. All randomness comes from `generator` (on the CPU; None: torch's), so the device
-    never waits for the host. An image made of two counts as labelled only if both are. stream:
-    other numbers for each, of the same generator: processes that share a batch agree on how it is
-    mixed, not on the shares.
+    images: (B, 3, S, S) float; targets: (B, F), which become (B, 2F) when mixed; faces: the number
+    of faces in all images, without padding, which doubles. generator: on the CPU (None: torch's),
+    so the device never waits for the host. An image made of two is labelled only if both are.
+    stream: number of the process; processes with the same generator mix in the same way, but with
+    different shares.
     """
     first, second = torch.rand(2, generator=generator).tolist()
     if config.mixup_alpha > 0 and first < config.mixup_prob:
@@ -60,7 +59,7 @@ def mixup(
 ) -> tuple[Tensor, Target]:
     """Blend each image of (B, 3, S, S) with its partner by its own λ ~ Beta(alpha, alpha).
 
-    Returns the images and the faces of both, (B, 2F). Raises ConfigError unless alpha > 0.
+    Returns the images and the faces of both, (B, 2F). Raises ConfigError if alpha is not above 0.
     """
     if not alpha > 0:
         raise ConfigError(f"mixup_alpha must be above 0 to mix; got {alpha!r}")
@@ -80,9 +79,8 @@ def cutmix(
     """Paste one random rectangle of its partner into each image of (B, 3, S, S).
 
     The rectangle has the image's shape, its share of the area is 1 − λ with λ ~ Beta(alpha, alpha),
-    and its centre is anywhere, so that it may be cut by the border. Returns faces (B, 2F); those
-    that it leaves with a shorter side under `min_face` pixels are ignored.
-    Raises ConfigError unless alpha > 0.
+    and its centre is anywhere, so the border may cut it. Returns faces (B, 2F); those left with a
+    shorter side under `min_face` pixels are ignored. Raises ConfigError if alpha is not above 0.
     """
     if not alpha > 0:
         raise ConfigError(f"cutmix alpha must be above 0; got {alpha!r}")
@@ -98,8 +96,8 @@ def cutmix(
 def blend(images: Tensor, targets: Target, share: Tensor) -> tuple[Tensor, Target]:
     """share·image + (1 − share)·partner for share (B,); faces of both, weighted likewise.
 
-    The faces of an image with a share under IGNORED_SHARE are ignored: nobody could see them well,
-    and as positives they would take anchors from the faces that are seen.
+    The faces of an image with a share under IGNORED_SHARE are ignored: they are hardly visible, and
+    as positives they would take anchors from visible faces.
     """
     partner = _partners(targets)
     ratio = share.to(images.dtype)[:, None, None, None]
@@ -110,7 +108,7 @@ def blend(images: Tensor, targets: Target, share: Tensor) -> tuple[Tensor, Targe
 def _faded(targets: Target, share: Tensor) -> Target:
     """Faces (B, F) of images that are blended in with share (B,).
 
-    Under UNSEEN_SHARE nothing of an image is seen, so nothing is left unknown by it either.
+    Under UNSEEN_SHARE an image is invisible, so it counts as labelled.
     """
     return targets._replace(
         weight=targets.weight * share[:, None],
@@ -124,10 +122,10 @@ def paste(
 ) -> tuple[Tensor, Target]:
     """The partner's pixels inside rectangles (B, 4) x1, y1, x2, y2, whole pixels; faces of both.
 
-    A face of the image below counts by what the rectangle leaves of it, a face of the partner by
-    what lies in it: kept from KEPT_VISIBLE of its area, ignored from IGNORED_VISIBLE, else dropped.
-    Its box becomes the tight box of the visible part; landmarks that are not visible are masked. A
-    face whose box then has a shorter side under `min_face` is ignored, as the loader does.
+    A face counts by its visible share (outside the rectangle for the image's own, inside for the
+    partner's): kept from KEPT_VISIBLE of its area, ignored from IGNORED_VISIBLE, else dropped. Its
+    box becomes the tight box of the visible part; hidden landmarks are masked. A face whose box
+    then has a shorter side under `min_face` is ignored.
     """
     height, width = images.shape[-2:]
     x1, y1, x2, y2 = rectangles[:, :, None].unbind(1)  # (B, 1) each
@@ -153,23 +151,23 @@ def _without_small(targets: Target, min_face: float) -> Target:
 
 
 def _numpy_generator(generator: torch.Generator | None, stream: int) -> np.random.Generator:
-    """Seeded by torch's: torch.distributions takes no generator."""
+    """A generator seeded by torch's, because torch.distributions takes none."""
     seed = int(torch.randint(2**62, (), generator=generator))
     return np.random.default_rng([seed, stream] if stream else seed)
 
 
 def _to_device(values: np.ndarray, images: Tensor) -> Tensor:
-    """float32 beside the images; non-blocking, or the host would wait for all queued work."""
+    """float32 on the images' device; non-blocking: the host must not wait for queued work."""
     return torch.from_numpy(values.astype(np.float32)).to(images.device, non_blocking=True)
 
 
 def _next_images(images: Tensor) -> Tensor:
-    """Each image's partner, the next of the batch; unlike roll on CUDA this stays channels-last."""
+    """The partner of each image; unlike roll on CUDA this stays channels-last."""
     return torch.cat((images[1:], images[:1]))
 
 
 def _partners(targets: Target) -> Target:
-    """The faces of each image's partner, (B, F): those of the next image of the batch."""
+    """The faces of each image's partner, (B, F)."""
     return Target(*(part.roll(-1, 0) for part in targets))
 
 
@@ -194,7 +192,7 @@ def _inside(targets: Target, rectangles: Tensor) -> Target:
     """The faces as seen through the rectangles."""
     cut = _intersection(targets.boxes, rectangles)
     visible = _area(cut) / _area(targets.boxes).clamp(min=1e-6)
-    return _judge(targets, cut, visible, _contains(rectangles, targets.landmarks))
+    return _keep_visible(targets, cut, visible, _contains(rectangles, targets.landmarks))
 
 
 def _outside(targets: Target, rectangles: Tensor) -> Target:
@@ -214,16 +212,18 @@ def _outside(targets: Target, rectangles: Tensor) -> Target:
         torch.where(wide & (bottom >= y2), top, y2),
     )
     hidden = _contains(rectangles, targets.landmarks)
-    return _judge(targets, torch.stack(box, dim=-1), 1 - covered, ~hidden)
+    return _keep_visible(targets, torch.stack(box, dim=-1), 1 - covered, ~hidden)
 
 
 def _contains(rectangles: Tensor, points: Tensor) -> Tensor:
-    """Whether points (B, F, 5, 2) lie in their image's rectangle (B, 4): (B, F, 5) bool."""
+    """True for points (B, F, 5, 2) inside their image's rectangle (B, 4): (B, F, 5) bool."""
     low, high = rectangles[:, None, None, :2], rectangles[:, None, None, 2:]
     return ((points >= low) & (points < high)).all(dim=-1)
 
 
-def _judge(targets: Target, boxes: Tensor, visible: Tensor, landmarks_visible: Tensor) -> Target:
+def _keep_visible(
+    targets: Target, boxes: Tensor, visible: Tensor, landmarks_visible: Tensor
+) -> Target:
     """Keep, ignore or drop faces by their visible share (B, F); a dropped one becomes padding."""
     dropped = visible < IGNORED_VISIBLE
     return Target(

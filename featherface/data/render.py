@@ -8,6 +8,7 @@ pixel then changes the colours. Half precision on a GPU (errors below a twentiet
 float32 elsewhere.
 """
 
+import functools
 from typing import NamedTuple
 
 import numpy as np
@@ -88,7 +89,7 @@ def mirrored(weight: Tensor, flip: Tensor) -> Tensor:
 
 
 def resample(rows: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
-    """Rows (B, h, 3, w) uint8, weights (B, S, h) and (B, S, w) → (B, S, 3, S) float32, y c x."""
+    """Rows (B, h, 3, w) uint8, weights (B, S, h) and (B, S, w) → (B, S, 3, S) float32: y, c, x."""
     kind = torch.float16 if rows.is_cuda else torch.float32
     batch, height, _, width = rows.shape
     size = vertical.shape[1]
@@ -112,23 +113,18 @@ def recolour(pixels: Tensor, covered: Tensor, colour: Tensor, offset: Tensor) ->
     return filled.clamp_(0, 255).round_().to(torch.uint8).permute(0, 3, 1, 2)
 
 
-_CONSTANTS: dict[tuple, Tensor] = {}
-
-
+@functools.cache
 def _constant(values: tuple, device: torch.device) -> Tensor:
     """A small tensor that is copied to the device once: copying makes the host wait."""
-    key = (values, device)
-    if key not in _CONSTANTS:
-        _CONSTANTS[key] = torch.tensor(values, dtype=torch.float32, device=device)
-    return _CONSTANTS[key]
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def render(rows: Tensor, first: Tensor, sizes: Tensor, plans: Plans, *, size: int) -> Tensor:
-    """(B, 3, size, size) uint8 RGB, channels last in memory.
+    """The images of plans: (B, 3, size, size) uint8 RGB, channels last in memory.
 
-    rows (B, h, 3, w) uint8: of each photo the h rows from `first` (B,) on, all of its columns;
-    sizes (B, 2): height and width of the photo there, of whose pixels the plans' source is given
-    here; everything is float32, on the same device.
+    rows (B, h, 3, w) uint8: h rows of each photo from `first` (B,) on, with all columns. sizes
+    (B, 2): height and width of the stored photo. plans.source is in its pixels here, not in shares.
+    All but `rows` are float32, on the same device.
     """
     source_x, source_y = plans.source.unbind(1)  # (B, 2) each
     shown_x, shown_y = plans.shown.unbind(1)

@@ -1,4 +1,4 @@
-"""WIDER FACE on disk: where the photos and the annotation of a split lie, in any known layout."""
+"""WIDER FACE on disk: find and read a split in any known layout, verify it, download it."""
 
 import hashlib
 import os
@@ -21,34 +21,43 @@ from featherface.data.annotations import (
 from featherface.errors import DataError
 from featherface.images import PHOTO_SUFFIXES, decode, open_photo
 
-__all__ = ["Photo", "Source", "find_dataset", "read_annotations", "read_split"]
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPLITS = ("train", "val", "test")
+FULL_COUNTS = {"train": 12_880, "val": 3_226, "test": 16_097}
 HOW_TO_GET = "get the data with: python scripts/prepare_data.py --download --data"
+WEBSITE = "http://shuoyang1213.me/WIDERFACE"
+LANDMARK_HELP = (
+    "no landmarks here: training works without (the landmark loss is masked, or the teacher "
+    "supplies them); for real ones get RetinaFace's annotation package, linked from "
+    "https://github.com/deepinsight/insightface/tree/master/detection/retinaface, and put its "
+    "train/label.txt under {root}/train/"
+)
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where one split lies."""
+class SplitFiles:
+    """The paths of one split."""
 
     images: Path
     annotation: Path
     kind: str  # "official" or "landmarks": the format of the annotation
 
 
-def find_dataset(root: str | Path, split: str = "train", annotation: str | Path = "") -> Source:
+def find_dataset(root: str | Path, split: str = "train", annotation: str | Path = "") -> SplitFiles:
     """Find the photos and the annotation of a split under `root`.
 
     Known layouts: `WIDER_<split>/images` + `wider_face_split/wider_face_<split>_bbx_gt.txt`;
     `<split>/images` + `<split>/label.txt`; `images` + `bbx_gt.txt` or `label.txt` (one set without
-    splits, given for any split). They may be mixed. Of several annotations the one that holds
-    landmarks is taken. `annotation` names a file to use instead. Raises DataError.
+    splits, returned for any split). They may be mixed. An annotation with landmarks wins over
+    others. `annotation` names a file to use instead. Raises DataError.
     """
     root = Path(root)
     if split not in SPLITS:
         raise DataError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
     if annotation:
-        return _source_of(Path(annotation), root, split)
+        return _files_of(Path(annotation), root, split)
     if root.is_file():
         raise DataError(f"{root} is a file; give the folder of the data set")
     if not root.is_dir():
@@ -56,21 +65,19 @@ def find_dataset(root: str | Path, split: str = "train", annotation: str | Path 
     images = next((folder for folder in _image_folders(root, split) if folder.is_dir()), None)
     if images is None:
         raise DataError(
-            f"no {split} photos under {root}: none of WIDER_{split}/images, {split}/images, "
-            f"images is there; {HOW_TO_GET} {root}"
+            f"no {split} photos under {root}: expected WIDER_{split}/images, {split}/images or "
+            f"images; {HOW_TO_GET} {root}"
         )
     files = [path for path in _annotation_files(root, split, images) if path.is_file()]
     if not files:
+        expected = f"wider_face_split/wider_face_{split}_bbx_gt.txt or {split}/label.txt"
+        if images == root / "images":
+            expected = "bbx_gt.txt or label.txt next to images"
         raise DataError(
-            f"photos are in {images}, but no {split} annotation under {root}: expected "
-            + (
-                "bbx_gt.txt or label.txt beside the folder images"
-                if images == root / "images"
-                else f"wider_face_split/wider_face_{split}_bbx_gt.txt or {split}/label.txt"
-            )
+            f"photos are in {images}, but no {split} annotation under {root}: expected {expected}"
         )
     chosen = next((path for path in files if holds_landmarks(path)), files[0])
-    return Source(images, chosen, annotation_kind(chosen))
+    return SplitFiles(images, chosen, annotation_kind(chosen))
 
 
 def _image_folders(root: Path, split: str) -> list[Path]:
@@ -89,19 +96,17 @@ def _annotation_files(root: Path, split: str, images: Path) -> list[Path]:
     return [folder / name for folder, names in folders.items() for name in names]
 
 
-def _source_of(annotation: Path, root: Path, split: str) -> Source:
-    """The photos that belong to a given annotation: the folder that holds one it names first."""
+def _files_of(annotation: Path, root: Path, split: str) -> SplitFiles:
+    """A given annotation with the folder that holds one of its first photos."""
+    splits = sorted(SPLITS, key=lambda name: name != split)  # the split first
+    folders = [annotation.parent / "images"]
+    for base in (root, annotation.parent.parent):
+        folders += [folder for name in splits for folder in _image_folders(base, name)]
     kind = annotation_kind(annotation)
-    others = [name for name in SPLITS if name != split]
-    folders = [annotation.parent / "images", *_image_folders(root, split)]
-    folders += [path for name in others for path in _image_folders(root, name)]
-    folders += [
-        path for name in (split, *others) for path in _image_folders(annotation.parent.parent, name)
-    ]
     names = first_names(annotation, kind)
     for folder in folders:
         if any((folder / name).is_file() for name in names):
-            return Source(folder, annotation, kind)
+            return SplitFiles(folder, annotation, kind)
     raise DataError(
         f"the photos that {annotation} names (first: {names[0] if names else 'none'}) are neither "
         f"in {annotation.parent / 'images'} nor under {root}; {HOW_TO_GET} {root}"
@@ -112,241 +117,9 @@ def read_split(
     root: str | Path, split: str = "train", annotation: str | Path = "", limit: int = 0
 ) -> list[Photo]:
     """The photos of a split under `root` (see find_dataset), the first `limit` of them if > 0."""
-    source = find_dataset(root, split, annotation)
-    photos = read_annotations(source.annotation, source.images)
+    files = find_dataset(root, split, annotation)
+    photos = read_annotations(files.annotation, files.images)
     return photos[:limit] if limit > 0 else photos
-
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-FULL_COUNTS = {"train": 12_880, "val": 3_226, "test": 16_097}
-LANDMARK_HELP = (
-    "no landmarks here: training works without (the landmark loss is masked, or the teacher "
-    "supplies them); for real ones get RetinaFace's annotation package, linked from "
-    "https://github.com/deepinsight/insightface/tree/master/detection/retinaface, and put its "
-    "train/label.txt under {root}/train/"
-)
-WEBSITE = "http://shuoyang1213.me/WIDERFACE"
-
-
-@dataclass(frozen=True)
-class SplitReport:
-    """What one split holds."""
-
-    split: str
-    source: Source
-    photos: int
-    faces: int
-    faces_with_landmarks: int
-    missing: tuple[str, ...]  # names of photos that are not there
-    unreadable: tuple[str, ...]  # one line each: which photo and why
-    fingerprint: str  # sha256 of the sorted names and boxes
-
-    @property
-    def is_full(self) -> bool:
-        """Whether this is WIDER FACE's whole split, not a subset or another set."""
-        return self.photos == FULL_COUNTS[self.split]
-
-    @property
-    def problems(self) -> list[str]:
-        """One clear phrase for each thing that makes the split unusable."""
-        found = [] if self.photos else [f"{self.split}: the annotation names no photo"]
-        if self.missing:
-            example = self.source.images / self.missing[0]
-            found.append(f"{self.split}: {len(self.missing):,} photos missing, first {example}")
-        if self.unreadable:
-            count = len(self.unreadable)
-            found.append(f"{self.split}: {count:,} photos unreadable, first: {self.unreadable[0]}")
-        return found
-
-
-@dataclass(frozen=True)
-class Report:
-    """The state of a data folder; `str(report)` is for people, `to_dataframe` for notebooks."""
-
-    root: Path
-    splits: tuple[SplitReport, ...]
-    absent: tuple[str, ...]  # one line for each split that was not found
-
-    @property
-    def problems(self) -> list[str]:
-        found = [problem for split in self.splits for problem in split.problems]
-        return found if self.splits else [*found, *self.absent]
-
-    @property
-    def ready(self) -> bool:
-        """Something was found and all of it is usable; a subset or a split alone is usable."""
-        return not self.problems
-
-    @property
-    def verdict(self) -> str:
-        """One line: `ready: …` or `not ready: …`."""
-        if self.problems:
-            return f"not ready: {'; '.join(self.problems)}"
-        parts = [
-            f"{item.split} {item.photos:,} photos, {item.faces:,} faces" for item in self.splits
-        ]
-        whole = all(item.is_full for item in self.splits) and not self.absent
-        extent = "all of WIDER FACE train and val" if whole else "a subset or another set"
-        return f"ready: {'; '.join(parts)} ({extent})"
-
-    def to_dataframe(self) -> "pd.DataFrame":
-        """One row a split."""
-        import pandas as pd
-
-        rows = [
-            {
-                "split": item.split,
-                "photos": item.photos,
-                "of": FULL_COUNTS[item.split],
-                "faces": item.faces,
-                "with landmarks": item.faces_with_landmarks,
-                "annotation": item.source.kind,
-                "missing": len(item.missing),
-                "unreadable": len(item.unreadable),
-                "fingerprint": item.fingerprint[:12],
-            }
-            for item in self.splits
-        ]
-        return pd.DataFrame(rows)
-
-    def __str__(self) -> str:
-        lines = [f"data folder {self.root}"]
-        for item in self.splits:
-            share = "complete" if item.is_full else "a subset or another set"
-            lines += [
-                f"{item.split}: {item.photos:,} of {FULL_COUNTS[item.split]:,} photos ({share}), "
-                f"{item.faces:,} faces, {item.faces_with_landmarks:,} with landmarks",
-                f"  photos      {item.source.images}",
-                f"  annotation  {item.source.annotation} ({item.source.kind} format)",
-                f"  fingerprint {item.fingerprint}",
-            ]
-        lines += [f"not found: {line}" for line in self.absent]
-        if self.splits and not any(item.faces_with_landmarks for item in self.splits):
-            lines.append(LANDMARK_HELP.format(root=self.root))
-        return "\n".join([*lines, self.verdict])
-
-
-def verify(
-    root: str | Path,
-    *,
-    splits: Sequence[str] = ("train", "val"),
-    deep: bool = False,
-    progress: bool = True,
-) -> Report:
-    """Check every photo that the annotations under `root` name, and describe the data.
-
-    By default a photo's header and end-of-image marker are checked; `deep` decodes every pixel.
-    A split that is not there is reported as absent. Raises DataError for a malformed annotation.
-    """
-    root = Path(root)
-    reports: list[SplitReport] = []
-    absent: list[str] = []
-    for split in splits:
-        try:
-            source = find_dataset(root, split)
-        except DataError as error:
-            if str(error) not in absent:
-                absent.append(str(error))
-            continue
-        if any(item.source == source for item in reports):
-            continue  # one set without splits: found again
-        reports.append(_verify_split(split, source, deep=deep, progress=progress))
-    return Report(root, tuple(reports), tuple(absent))
-
-
-def _verify_split(split: str, source: Source, *, deep: bool, progress: bool) -> SplitReport:
-    photos = read_annotations(source.annotation, source.images)
-    missing, unreadable = [], []
-    for photo in tqdm(photos, desc=f"check {split}", unit="photo", disable=not progress):
-        if not photo.path.is_file():
-            missing.append(photo.name)
-            continue
-        try:
-            _check_photo(photo.path, deep=deep)
-        except DataError as error:
-            unreadable.append(str(error))
-    return SplitReport(
-        split=split,
-        source=source,
-        photos=len(photos),
-        faces=sum(len(photo.boxes) for photo in photos),
-        faces_with_landmarks=sum(int(photo.landmark_mask.any(1).sum()) for photo in photos),
-        missing=tuple(missing),
-        unreadable=tuple(unreadable),
-        fingerprint=fingerprint(photos),
-    )
-
-
-def _check_photo(path: Path, *, deep: bool) -> None:
-    file = open_photo(path)
-    if deep:
-        decode(file)
-
-
-def fingerprint(photos: Sequence[Photo]) -> str:
-    """sha256 over names and boxes, sorted by name: the same data in any layout give the same.
-
-    An unlabelled photo is told from one that is known to hold no face.
-    """
-    digest = hashlib.sha256()
-    for photo in sorted(photos, key=lambda item: (item.name, not item.labelled)):
-        digest.update(photo.name.encode())
-        digest.update(np.ascontiguousarray(photo.boxes, "<f4").tobytes())
-        if not photo.labelled:
-            digest.update(b"\0unlabelled\0")  # no name holds a zero byte
-            digest.update(np.ascontiguousarray(photo.focus, "<f4").tobytes())
-    return digest.hexdigest()
-
-
-def download(root: str | Path, *, splits: Sequence[str] = ("train", "val")) -> None:
-    """Download and unpack the photos of the splits and the annotations into `root`.
-
-    Uses the addresses and checksums of torchvision.datasets.WIDERFace. What is there already is
-    left alone; an archive placed in `root` by hand is used. Raises DataError when a download fails.
-    """
-    from torchvision.datasets.widerface import WIDERFace
-
-    root = Path(root)
-    for file_id, checksum, name in WIDERFace.FILE_LIST:
-        if name in {f"WIDER_{split}.zip" for split in splits}:
-            _fetch(root, name, checksum, drive_id=file_id)
-    url, checksum, name = WIDERFace.ANNOTATIONS_FILE
-    _fetch(root, name, checksum, url=url)
-
-
-def _fetch(root: Path, name: str, checksum: str, *, drive_id: str = "", url: str = "") -> None:
-    from torchvision.datasets import utils
-
-    folder = root / Path(name).stem
-    archive = root / name
-    if folder.is_dir():
-        return
-    try:
-        if not utils.check_integrity(archive, checksum):
-            if drive_id:
-                utils.download_file_from_google_drive(drive_id, root, name, checksum)
-            else:
-                utils.download_url(url, root, name, checksum)
-        _unpack(archive, folder)
-    except Exception as error:  # gdown, urllib and zipfile each raise kinds of their own
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise DataError(
-            f"could not get {name}: {reason[:200]}; download it from {WEBSITE} into {root} by "
-            "hand and run the same command again"
-        ) from error
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack beside and rename, so that an interrupted run leaves no folder that looks complete."""
-    from torchvision.datasets.utils import extract_archive
-
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    extract_archive(archive, partial)
-    os.replace(partial / folder.name, folder)
-    shutil.rmtree(partial, ignore_errors=True)
 
 
 def read_unlabelled(folders: str) -> list[Photo]:
@@ -374,15 +147,229 @@ def photos_in(folder: str | os.PathLike, flag: str) -> list[Photo]:
         path
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in PHOTO_SUFFIXES
-        and not path.name.startswith(".")  # previews that other systems leave beside photos
+        and not path.name.startswith(".")  # previews that other systems leave next to photos
         and path.is_file()
     ]
     if not paths:
+        suffixes = " ".join(sorted(PHOTO_SUFFIXES))
         raise DataError(
-            f"{flag}: no photo in {folder} or below it ({' '.join(sorted(PHOTO_SUFFIXES))}); put "
-            "some there or leave the folder out"
+            f"{flag}: no photo in {folder} or below it ({suffixes}); put some there or leave the "
+            "folder out"
         )
     root = folder.resolve().name  # also where the folder is given as "."
     return [
         Photo.unlabelled(path, f"{root}/{path.relative_to(folder).as_posix()}") for path in paths
     ]
+
+
+def fingerprint(photos: Sequence[Photo]) -> str:
+    """SHA-256 over names and boxes, sorted by name: equal for the same data in any layout.
+
+    An unlabelled photo differs from a labelled one without a face.
+    """
+    digest = hashlib.sha256()
+    for photo in sorted(photos, key=lambda item: (item.name, not item.labelled)):
+        digest.update(photo.name.encode())
+        digest.update(np.ascontiguousarray(photo.boxes, "<f4").tobytes())
+        if not photo.labelled:
+            digest.update(b"\0unlabelled\0")  # no name holds a zero byte
+            digest.update(np.ascontiguousarray(photo.focus, "<f4").tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """The content of one split."""
+
+    split: str
+    files: SplitFiles
+    photos: int
+    faces: int
+    faces_with_landmarks: int
+    missing: tuple[str, ...]  # names of photos that do not exist
+    unreadable: tuple[str, ...]  # one line each: which photo and why
+    fingerprint: str  # SHA-256 of the sorted names and boxes
+
+    @property
+    def is_full(self) -> bool:
+        """True for WIDER FACE's whole split, False for a subset or another set."""
+        return self.photos == FULL_COUNTS[self.split]
+
+    @property
+    def problems(self) -> list[str]:
+        """One phrase for each thing that makes the split unusable."""
+        found = [] if self.photos else [f"{self.split}: the annotation names no photo"]
+        if self.missing:
+            example = self.files.images / self.missing[0]
+            found.append(f"{self.split}: {len(self.missing):,} photos missing, first {example}")
+        if self.unreadable:
+            count = len(self.unreadable)
+            found.append(f"{self.split}: {count:,} photos unreadable, first: {self.unreadable[0]}")
+        return found
+
+    def __str__(self) -> str:
+        share = "complete" if self.is_full else "a subset or another set"
+        return (
+            f"{self.split}: {self.photos:,} of {FULL_COUNTS[self.split]:,} photos ({share}), "
+            f"{self.faces:,} faces, {self.faces_with_landmarks:,} with landmarks\n"
+            f"  photos      {self.files.images}\n"
+            f"  annotation  {self.files.annotation} ({self.files.kind} format)\n"
+            f"  fingerprint {self.fingerprint}"
+        )
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """The state of a data folder; `str(report)` is for people, `to_dataframe` for notebooks."""
+
+    root: Path
+    splits: tuple[SplitReport, ...]
+    absent: tuple[str, ...]  # one line for each split that was not found
+
+    @property
+    def problems(self) -> list[str]:
+        found = [problem for split in self.splits for problem in split.problems]
+        return found if self.splits else [*found, *self.absent]
+
+    @property
+    def ready(self) -> bool:
+        """True if a split was found and all photos of the found ones are usable."""
+        return not self.problems
+
+    @property
+    def verdict(self) -> str:
+        """One line: `ready: …` or `not ready: …`."""
+        if self.problems:
+            return f"not ready: {'; '.join(self.problems)}"
+        parts = [
+            f"{item.split} {item.photos:,} photos, {item.faces:,} faces" for item in self.splits
+        ]
+        whole = all(item.is_full for item in self.splits) and not self.absent
+        extent = "all of WIDER FACE train and val" if whole else "a subset or another set"
+        return f"ready: {'; '.join(parts)} ({extent})"
+
+    def to_dataframe(self) -> "pd.DataFrame":
+        """One row per split."""
+        import pandas as pd
+
+        rows = [
+            {
+                "split": item.split,
+                "photos": item.photos,
+                "of": FULL_COUNTS[item.split],
+                "faces": item.faces,
+                "with landmarks": item.faces_with_landmarks,
+                "annotation": item.files.kind,
+                "missing": len(item.missing),
+                "unreadable": len(item.unreadable),
+                "fingerprint": item.fingerprint[:12],
+            }
+            for item in self.splits
+        ]
+        return pd.DataFrame(rows)
+
+    def __str__(self) -> str:
+        lines = [f"data folder {self.root}", *map(str, self.splits)]
+        lines += [f"not found: {line}" for line in self.absent]
+        if self.splits and not any(item.faces_with_landmarks for item in self.splits):
+            lines.append(LANDMARK_HELP.format(root=self.root))
+        return "\n".join([*lines, self.verdict])
+
+
+def verify(
+    root: str | Path,
+    *,
+    splits: Sequence[str] = ("train", "val"),
+    deep: bool = False,
+    progress: bool = True,
+) -> DataReport:
+    """Check every photo that the annotations under `root` name, and describe the data.
+
+    By default a photo's header and end-of-image marker are checked; `deep` decodes every pixel.
+    A missing split is reported as absent. Raises DataError for a malformed annotation.
+    """
+    root = Path(root)
+    reports: list[SplitReport] = []
+    absent: dict[str, None] = {}  # ordered, without repeats
+    for split in splits:
+        try:
+            files = find_dataset(root, split)
+        except DataError as error:
+            absent[str(error)] = None
+            continue
+        if all(item.files != files for item in reports):  # a set without splits is found twice
+            reports.append(_verify_split(split, files, deep=deep, progress=progress))
+    return DataReport(root, tuple(reports), tuple(absent))
+
+
+def _verify_split(split: str, files: SplitFiles, *, deep: bool, progress: bool) -> SplitReport:
+    photos = read_annotations(files.annotation, files.images)
+    missing, unreadable = [], []
+    for photo in tqdm(photos, desc=f"check {split}", unit="photo", disable=not progress):
+        if not photo.path.is_file():
+            missing.append(photo.name)
+            continue
+        try:
+            file = open_photo(photo.path)
+            if deep:
+                decode(file)
+        except DataError as error:
+            unreadable.append(str(error))
+    return SplitReport(
+        split=split,
+        files=files,
+        photos=len(photos),
+        faces=sum(len(photo.boxes) for photo in photos),
+        faces_with_landmarks=sum(int(photo.landmark_mask.any(1).sum()) for photo in photos),
+        missing=tuple(missing),
+        unreadable=tuple(unreadable),
+        fingerprint=fingerprint(photos),
+    )
+
+
+def download(root: str | Path, *, splits: Sequence[str] = ("train", "val")) -> None:
+    """Download and unpack the photos of the splits and the annotations into `root`.
+
+    Addresses and checksums are those of torchvision.datasets.WIDERFace. Folders that exist are
+    kept; archives placed in `root` by hand are used. Raises DataError if a download fails.
+    """
+    from torchvision.datasets.widerface import WIDERFace
+
+    root = Path(root)
+    for file_id, checksum, name in WIDERFace.FILE_LIST:
+        if name in {f"WIDER_{split}.zip" for split in splits}:
+            _fetch(root, name, checksum, drive_id=file_id)
+    url, checksum, name = WIDERFace.ANNOTATIONS_FILE
+    _fetch(root, name, checksum, url=url)
+
+
+def _fetch(root: Path, name: str, checksum: str, *, drive_id: str = "", url: str = "") -> None:
+    from torchvision.datasets import utils
+
+    folder, archive = root / Path(name).stem, root / name
+    if folder.is_dir():
+        return
+    try:
+        if not utils.check_integrity(archive, checksum):
+            if drive_id:
+                utils.download_file_from_google_drive(drive_id, root, name, checksum)
+            else:
+                utils.download_url(url, root, name, checksum)
+        _unpack(archive, folder)
+    except Exception as error:  # gdown, urllib and zipfile each raise kinds of their own
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise DataError(
+            f"could not get {name}: {reason[:200]}; download it from {WEBSITE} into {root} by "
+            "hand and run the same command again"
+        ) from error
+
+
+def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack elsewhere and rename: an interrupted run leaves no folder that looks complete."""
+    from torchvision.datasets.utils import extract_archive
+
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    extract_archive(archive, partial)
+    os.replace(partial / folder.name, folder)
+    shutil.rmtree(partial, ignore_errors=True)
