@@ -1,4 +1,4 @@
-"""Choosing the device to compute on, and the state of its random numbers."""
+"""Devices, random states, and what several training processes exchange (torch.distributed)."""
 
 import os
 import secrets
@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, distributed, nn
 
-from featherface.config import TrainConfig
 from featherface.errors import ConfigError
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """ "auto": CUDA, else the CPU. Any other name is torch's; ConfigError when it is not there."""
+    """Return the device of that name; "auto" is CUDA if available, else the CPU.
+
+    Raises ConfigError if the device is not available.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -29,7 +31,7 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of the generators that training on the device uses: "cpu", and the device's own."""
+    """Return the states of the generators that training uses: "cpu" and that of the device."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -39,7 +41,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Go on from `random_state`; a device's own state counts only on a device of that type."""
+    """Restore `random_state`; a device's own state only on a device of that type."""
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
@@ -48,23 +50,25 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
 
 
 def seed_device(seed: int, device: torch.device) -> None:
-    """Start the device's own generator anew; the CPU's is left alone, as processes that share a
-    batch mix it by the same numbers (on CPUs their DropBlock masks are alike, too)."""
+    """Seed the generator of a CUDA device, not that of the CPU.
+
+    Processes that share a batch mix it by the same random numbers of the CPU.
+    """
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
 
 
-def process() -> tuple[int, int]:
-    """The number of this process, and of how many: (0, 1) outside a distributed run."""
+def rank_and_size() -> tuple[int, int]:
+    """Return the rank of this process and the number of processes; (0, 1) for a single one."""
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
 
 
 def totals(*parts: Tensor) -> tuple[Tensor, ...]:
-    """Each tensor summed over the processes, with gradient, in one exchange; the same shapes."""
-    if process()[1] == 1:
+    """Sum each tensor over the processes, with gradient, in one exchange; shapes stay."""
+    if rank_and_size()[1] == 1:
         return parts
     flat = torch.cat([part.float().flatten() for part in parts])
     summed = _Total.apply(flat).split([part.numel() for part in parts])
@@ -72,14 +76,14 @@ def totals(*parts: Tensor) -> tuple[Tensor, ...]:
 
 
 def mean_of(part: Tensor) -> Tensor:
-    """The mean over the processes, with gradient: of means over equal parts, that of the whole."""
-    return totals(part)[0] / process()[1]
+    """Average over the processes, with gradient. Means of equal parts give that of the whole."""
+    return totals(part)[0] / rank_and_size()[1]
 
 
 class _Total(torch.autograd.Function):
-    """Sum over the processes; its gradient is the sum of theirs.
+    """Sum over the processes; the gradient is the sum of their gradients.
 
-    torch.distributed.nn has the same, and says that it will go.
+    torch.distributed.nn.functional.all_reduce does the same, but is deprecated.
     """
 
     @staticmethod
@@ -97,41 +101,41 @@ def _summed(value: Tensor) -> Tensor:
     return value
 
 
-PATIENCE = timedelta(hours=2)  # the first process measures and writes while the others wait
-ENOUGH_FOR_NORMS = 16  # images a process from which its own batch statistics will do
+PATIENCE = timedelta(hours=2)  # rank 0 validates and writes while the others wait
+ENOUGH_FOR_NORMS = 16  # images per process from which its own batch statistics suffice
 
 
-class Process(NamedTuple):
-    """This process of a run."""
+class Worker(NamedTuple):
+    """One process of a run."""
 
-    number: int  # 0 writes the log and the checkpoints
-    total: int
+    rank: int  # 0 writes the log and the checkpoints
+    processes: int
     device: torch.device
 
     @property
     def first(self) -> bool:
-        return self.number == 0
+        return self.rank == 0
 
     @property
     def shard(self) -> tuple[int, int]:
-        return self.number, self.total
+        return self.rank, self.processes
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Process]:
-    """This process among those that torchrun started, or alone; `device` as in the config.
+def process_group(device: str) -> Iterator[Worker]:
+    """Join the processes that torchrun started; without torchrun, work alone.
 
-    ConfigError where there are more processes than CUDA devices.
+    device: as in the config. Raises ConfigError for more processes than CUDA devices.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1 or distributed.is_initialized():
-        yield Process(*process(), pick_device(device))
+        yield Worker(*rank_and_size(), pick_device(device))
         return
     chosen = _own_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     distributed.init_process_group(backend, timeout=PATIENCE)
     try:
-        yield Process(*process(), chosen)
+        yield Worker(*rank_and_size(), chosen)
     finally:
         distributed.destroy_process_group()
 
@@ -151,14 +155,14 @@ def _own_device(name: str, local: int) -> torch.device:
 
 
 def wait_for_all() -> None:
-    """Until every process is here."""
-    if process()[1] > 1:
+    """Block until every process has called this."""
+    if rank_and_size()[1] > 1:
         distributed.all_reduce(torch.zeros(1))
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any of the processes."""
-    if process()[1] == 1:
+    """Return True if the flag is set in any process."""
+    if rank_and_size()[1] == 1:
         return flag
     found = torch.tensor(float(flag))  # on the CPU: no GPU is waited for
     distributed.all_reduce(found, distributed.ReduceOp.MAX)
@@ -166,23 +170,23 @@ def any_process(flag: bool) -> bool:
 
 
 class Machine(NamedTuple):
-    """This process among those of its run on this machine; as it stands: alone.
+    """This process among those of its run on the same machine; the default is a single process.
 
-    Every process of the run calls `any` equally often: it is where they wait for each other.
+    Every process of the run calls `any` equally often: there they wait for each other.
     """
 
     number: int = 0
     total: int = 1
-    any: Callable[[bool], bool] = bool  # in any process of the run, on all machines
-    name: str = ""  # of the run on this machine, not to be guessed
+    any: Callable[[bool], bool] = bool  # true in any process of the run, on all machines
+    name: str = ""  # random name of the run on this machine
 
 
 ALONE = Machine()
 
 
 def this_machine() -> Machine:
-    """This process among those that torchrun started on this machine."""
-    if process()[1] == 1:
+    """Describe this process among those that torchrun started on this machine."""
+    if rank_and_size()[1] == 1:
         return Machine()
     number, total = (os.environ.get(name, "") for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
     token = [secrets.token_hex(8)]
@@ -192,19 +196,19 @@ def this_machine() -> Machine:
 
 
 def share_state(module: nn.Module) -> None:
-    """Give every process the first one's weights and buffers."""
-    if process()[1] == 1:
+    """Copy the weights and buffers of rank 0 to all processes."""
+    if rank_and_size()[1] == 1:
         return
     with torch.no_grad():
         for tensor in module.state_dict().values():
-            value = tensor.contiguous()  # in one order in memory, whatever the tensor's is
+            value = tensor.contiguous()  # the same order in memory in all processes
             distributed.broadcast(value, 0)
             tensor.copy_(value)
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """The mean of the processes' gradients, in one exchange, in place."""
-    count = process()[1]
+    """Average the gradients over the processes, in one exchange, in place."""
+    count = rank_and_size()[1]
     if count == 1:
         return
     gradients = [each.grad for each in parameters if each.grad is not None]
@@ -215,9 +219,9 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         gradient.copy_(mean.view_as(gradient))
 
 
-def gathered(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The same dict of CPU tensors from every process, in their order."""
-    count = process()[1]
+def gather_states(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Collect a dict of CPU tensors from every process, by rank."""
+    count = rank_and_size()[1]
     if count == 1:
         return [state]
     states: list[dict[str, Tensor]] = [{} for _ in range(count)]
@@ -229,10 +233,8 @@ def gathered(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     return states
 
 
-def with_shared_norms(model: nn.Module, config: TrainConfig, device: torch.device) -> nn.Module:
-    """Synchronise batch norms over the processes on CUDA where each has few images at a time."""
-    count = process()[1]
-    images = config.batch_size // count // config.accumulate
-    if count == 1 or device.type != "cuda" or images >= ENOUGH_FOR_NORMS:
-        return model
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+def sync_batch_norms(model: nn.Module, images: int, device: torch.device) -> None:
+    """Share batch statistics among the processes, on CUDA if each has few `images` at a time."""
+    few = images < ENOUGH_FOR_NORMS
+    if rank_and_size()[1] > 1 and device.type == "cuda" and few:
+        nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place: the model itself is no norm
