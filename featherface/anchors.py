@@ -113,20 +113,19 @@ def _faces_to_match(targets: Target) -> tuple[Tensor, Tensor, Tensor]:
     return boxes, present & ~ignored, ignored
 
 
-def match(targets: Target, anchors: Tensor, *, faces: int | None = None) -> Matches:
+def match(targets: Target, anchors: Tensor) -> Matches:
     """Match a padded batch of faces (B, F) to anchors (A, 4), without a loop over images.
 
     Positive: IoU ≥ 0.35 with a face, for its best face; and each face's best anchor if their IoU is
     ≥ 0.2 (of faces that share it the one of highest weight wins, of equal ones the last). An
     ignored face takes the anchors that it would have matched out of the loss.
 
-    faces: most faces of the batch without padding, if known on the host; counting them there would
-    make the host wait for the GPU.
+    Without `targets.face_count` the host has to wait for a GPU to count the faces.
     """
     batch, most = targets.boxes.shape[:2]
     boxes, wanted, ignorable = _faces_to_match(targets)
     anchor_boxes = box_convert(anchors, "cxcywh", "xyxy")
-    chosen = _present((wanted | ignorable).flatten(), faces)
+    chosen = _present((wanted | ignorable).flatten(), targets.face_count)
     # rank of a face that claims an anchor; its number is the remainder by F + 1
     number = chosen % most
     rank = (targets.weight.flatten()[chosen] * 1000).long() * (most + 1) + number + 1

@@ -91,7 +91,6 @@ def multibox(
     *,
     box_weight: float,
     landmark_weight: float,
-    faces: int | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return named scalar terms, and the weight (B, A) float32 of each anchor in the class term.
 
@@ -100,16 +99,17 @@ def multibox(
     deltas, smooth L1 on the annotated landmark deltas. Terms of a face carry its weight; sums are
     divided by the sum of the positives' weights (landmarks: of those with a landmark), at least 1,
     so that a batch without a face is finite. Computed in float32. A distributed run gets the terms
-    of the whole batch. `faces`: see `match`.
+    of the whole batch.
 
     An unlabelled image takes no part: no positives, no negatives, not counted. The anchors' weight
     (a positive's, 1 for a mined negative, else 0) carries no gradient.
     """
     box_deltas, logits, landmark_deltas = (part.float() for part in predictions)
-    targets = targets._replace(weight=targets.weight * targets.labelled[:, None])
+    known = targets._replace(weight=targets.weight * targets.labelled[:, None])
+    targets = known.with_count(targets.face_count)
     if targets.boxes.shape[1] == 0:  # no face in the whole batch: there must be a row to gather
         targets = _one_padding_row(targets)
-    matches = match(targets, anchors, faces=faces)
+    matches = match(targets, anchors)
     weight = _gather_faces(targets.weight, matches.face) * matches.positive  # (B, A)
     box = _box_distance(box_deltas, targets, matches, anchors)
     landmark, annotated = _landmark_distance(landmark_deltas, targets, matches, anchors)

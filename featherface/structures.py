@@ -47,7 +47,7 @@ class Target(_Target):
     unlabelled image is left out of the task loss altogether, whatever its faces.
     """
 
-    __slots__ = ()
+    face_count: int | None = None  # faces of the batch, padding not counted; None: unknown
 
     def __new__(
         cls,
@@ -63,7 +63,17 @@ class Target(_Target):
         return super().__new__(cls, boxes, landmarks, landmark_mask, ignore, weight, labelled)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Target:
-        return Target(*(part.to(device, non_blocking=non_blocking) for part in self))
+        """Move to a device. Leaving the CPU counts the faces: a GPU would have to be waited for."""
+        moved = Target(*(part.to(device, non_blocking=non_blocking) for part in self))
+        if self.face_count is None and self.weight.device.type == "cpu":
+            return moved.with_count(int((self.weight > 0).sum()))
+        return moved.with_count(self.face_count)
+
+    def with_count(self, count: int | None) -> Target:
+        """Return a copy that knows how many faces it holds at most, padding not counted."""
+        target = Target(*self)
+        target.face_count = count
+        return target
 
 
 class Batch(NamedTuple):

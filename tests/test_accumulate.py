@@ -17,12 +17,11 @@ from featherface.training.state import Run
 from featherface.training.step import (
     autocast,
     compile_networks,
-    is_wanted,
     make_step,
     memory_errors_explained,
     parts_of,
-    running_statistics_kept,
-    trial_of,
+    statistics_kept,
+    worth_compiling,
 )
 
 CPU = torch.device("cpu")
@@ -92,7 +91,7 @@ def test_batch_norms_see_a_part_at_a_time_and_count_it_once(config):
 
 def test_running_statistics_are_kept_inside():
     norm = nn.BatchNorm2d(3)
-    with running_statistics_kept(norm):
+    with statistics_kept(norm):
         norm(torch.randn(4, 3, 5, 5))
     assert int(norm.num_batches_tracked) == 0 and not norm.running_mean.any()
     norm(torch.randn(4, 3, 5, 5))
@@ -118,8 +117,8 @@ def test_parts_keep_less_for_the_gradient(config):
     for parts in (1, 4):
         changed = config.replace(accumulate=parts)
         step = make_step(changed, device=CPU, steps=1)
-        trial = trial_of(step, changed, CPU)
-        kept.append(kept_bytes(lambda trial=trial: trial(4)))
+        images = torch.randn(5, 3, 64, 64) * 50
+        kept.append(kept_bytes(lambda step=step, images=images: step(images, TARGETS)))
     assert kept[1] < 0.6 * kept[0]
 
 
@@ -138,11 +137,11 @@ def test_nothing_in_a_step_waits_for_the_device(config):
     images = torch.randn(5, 3, 64, 64) * 50
     for _ in range(2):  # the averages begin with a copy
         with no_waiting():
-            losses = run.step(images, TARGETS, 6)
+            losses = run.step(images, TARGETS.with_count(6))
             run.optimizer.zero_grad(set_to_none=True)
             losses["loss"].backward()
             nn.utils.clip_grad_norm_(run.step.trained.parameters(), 1.0)
-            run.ema.update_parameters(run.model)
+            run.ema.update(run.model)
         run.optimizer.step()
     with pytest.raises(AssertionError, match="waited for"), no_waiting():
         run.step(images, TARGETS)  # not told how many faces there are
@@ -153,7 +152,9 @@ def test_matching_with_a_bound_is_matching(bound):
     anchors = make_anchors(64, 64)
     faces = TARGETS._replace(ignore=TARGETS.ignore.clone())
     faces.ignore[1, 0] = True
-    for one, two in zip(match(faces, anchors, faces=bound), match(faces, anchors), strict=True):
+    for one, two in zip(
+        match(faces.with_count(bound), anchors), match(faces, anchors), strict=True
+    ):
         assert torch.equal(one, two)
 
 
@@ -161,7 +162,7 @@ def test_memory_errors_are_one_line_with_a_way_out(config, monkeypatch):
     def full(*_: object) -> None:
         raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate\n20 GiB")
 
-    monkeypatch.setattr(engine, "_update", full)
+    monkeypatch.setattr(engine, "update", full)
     with pytest.raises(TrainingError, match=r"--batch-size 2 .*--accumulate 1.*") as caught:
         engine.train(config, progress=False)
     assert "\n" not in str(caught.value)
@@ -169,16 +170,19 @@ def test_memory_errors_are_one_line_with_a_way_out(config, monkeypatch):
         raise RuntimeError("shapes do not fit: shape")
 
 
-def test_a_trial_leaves_no_trace(config):
-    step = make_step(config, device=CPU, steps=1)
-    before = {name: value.clone() for name, value in step.trained.state_dict().items()}
+def test_trying_what_was_compiled_leaves_no_trace(config, monkeypatch):
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **_: None)
+    run = Run(config, steps_per_epoch=1)
+    run.step.trained.train()
+    before = {name: value.clone() for name, value in run.step.trained.state_dict().items()}
     torch.manual_seed(3)
     expected = torch.rand(2)
+    images = torch.randn(2, 3, 64, 64)
     torch.manual_seed(3)
-    trial_of(step, config, CPU)(2)
+    assert compile_networks(run.networks, images)
     assert torch.equal(torch.rand(2), expected)
-    assert equal(before, step.trained.state_dict())
-    assert all(p.grad is None for p in step.trained.parameters())
+    assert equal(before, run.step.trained.state_dict())
+    assert all(p.grad is None for p in run.step.trained.parameters())
 
 
 def test_compiling_falls_back_with_one_line(config, monkeypatch, capsys):
@@ -195,7 +199,7 @@ def test_compiling_falls_back_with_one_line(config, monkeypatch, capsys):
     said = [line for line in capsys.readouterr().out.splitlines() if "compile" in line]
     assert equal(found, expected)
     reason = "OSError: no compiler in many lines"
-    assert said == [f"going on without torch.compile, which fails here: {reason}"]
+    assert said == [f"torch.compile fails here, not used: {reason}"]
 
 
 def test_what_is_compiled_and_when(config):
@@ -205,10 +209,12 @@ def test_what_is_compiled_and_when(config):
     seen = []
     for part in parts:
         part.compile = lambda part=part, **_: seen.append(part)  # type: ignore[method-assign]
-    assert compile_networks([run.model], lambda: None) and seen == parts
+    assert compile_networks([run.model], torch.randn(2, 3, 64, 64)) and seen == parts
     cuda = torch.device("cuda")
-    assert is_wanted("auto", cuda, steps=10**4) and is_wanted("on", CPU, steps=1)
-    assert not is_wanted("auto", cuda, steps=10) and not is_wanted("auto", CPU, steps=10**6)
+    assert worth_compiling("auto", cuda, steps=10**4) and worth_compiling("on", CPU, steps=1)
+    assert not worth_compiling("auto", cuda, steps=10) and not worth_compiling(
+        "auto", CPU, steps=10**6
+    )
 
 
 def test_bf16_is_near_float32(config):
@@ -233,6 +239,6 @@ def test_the_fast_path_has_the_losses_of_the_plain_one(config):
         torch.manual_seed(0)
         step = make_step(config.replace(teacher_engine=name), device=CPU, steps=1)
         step.trained.to(memory_format=layout).train()
-        losses = step(images.contiguous(memory_format=layout), TARGETS, faces)
+        losses = step(images.contiguous(memory_format=layout), TARGETS.with_count(faces))
         found[name] = {term: value.item() for term, value in losses.items()}
     assert found["onnx"] == pytest.approx(found["torch"], rel=1e-4, abs=1e-6)

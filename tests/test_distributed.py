@@ -25,9 +25,9 @@ from featherface.data.loader import EpochSampler
 from featherface.distributed import (
     any_process,
     average_gradients,
-    gathered,
-    joined,
-    process,
+    gather_states,
+    process_group,
+    rank_and_size,
     totals,
 )
 from featherface.errors import ConfigError
@@ -45,16 +45,16 @@ torch.set_num_threads(1)
 if "frozen" in sys.argv:
     torch.nn.BatchNorm2d.train = lambda self, mode=True: torch.nn.Module.train(self, False)
 stop = next((int(item[5:]) for item in sys.argv if item.startswith("stop=")), 0)
-update, steps = engine._update, []
+update, steps = engine.update, []
 
 def watched(run, losses):
     update(run, losses)
     steps.append(1)
-    if len(steps) == stop and run.process.number == run.process.total - 1:
+    if len(steps) == stop and run.worker.rank == run.worker.processes - 1:
         import os, signal
         os.kill(os.getpid(), signal.SIGTERM)
 
-engine._update = watched
+engine.update = watched
 
 def main():
     from featherface.config import TrainConfig
@@ -128,10 +128,10 @@ def test_two_processes_train_as_one_and_go_on_as_one(root, tmp_path):
     """The same trajectory; stopped by one process's SIGTERM, resumed in one process."""
     config = tiny_config(root, tmp_path / "one").replace(batch_size=4, epochs=3, **FRESH)
     (said,) = finish(start(root, 1, "new", config.as_dict(), "frozen"))
-    assert "4 images a step, learning rate up to 0.001" in said
+    assert "4 images per step, learning rate up to 0.001" in said
     two = config.replace(save_folder=str(tmp_path / "two"))
     outputs = finish(start(root, 2, "new", two.as_dict(), "frozen", "stop=3"), code=130)
-    assert "4 images a step (2 processes of 2), learning rate up to 0.001" in outputs[0]
+    assert "4 images per step (2 processes of 2), learning rate up to 0.001" in outputs[0]
     assert "stopped and saved" in outputs[0] and outputs[1] == "", "the first speaks alone"
     last = Path(two.save_folder) / "FeatherFaceV2_last.pth"
     state = read_file(last)
@@ -176,13 +176,13 @@ def test_alone_nothing_is_exchanged(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     value = torch.ones(2, requires_grad=True)
-    assert process() == (0, 1) and totals(value)[0] is value
+    assert rank_and_size() == (0, 1) and totals(value)[0] is value
     assert any_process(True) and not any_process(False)
-    assert gathered({"cpu": value}) == [{"cpu": value}]
+    assert gather_states({"cpu": value}) == [{"cpu": value}]
     value.grad = torch.ones(2)
     average_gradients([value])
     assert value.grad.tolist() == [1, 1]
-    with joined("cpu") as alone:
+    with process_group("cpu") as alone:
         assert alone.first and alone.shard == (0, 1) and alone.device.type == "cpu"
 
 

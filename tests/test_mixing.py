@@ -249,7 +249,7 @@ def test_an_image_that_comes_from_one_source_is_labelled_as_that_is():
     ):
         _, faces = paste(images, targets, rectangle(*corners).repeat(2, 1))
         assert faces.labelled.tolist() == expected, corners
-    assert mix(UNMIXED, images, targets, 2)[1] is targets
+    assert mix(UNMIXED, images, targets)[1] is targets
 
 
 def test_a_face_that_cutmix_leaves_too_small_is_ignored():
@@ -264,7 +264,7 @@ def test_a_face_that_cutmix_leaves_too_small_is_ignored():
 
 def test_cutmix_takes_the_least_face_from_the_config():
     config = TrainConfig(mixup_prob=0.0, cutmix_prob=1.0, min_face=1000.0)
-    _, faces, _ = mix(config, pictures(), make_targets([FACE], [FAR]), 1)
+    _, faces = mix(config, pictures(), make_targets([FACE], [FAR]))
     assert bool(faces.ignore[faces.weight > 0].all())
 
 
@@ -332,7 +332,7 @@ def test_mix_chooses_by_its_probabilities(monkeypatch):
         calls.clear()
         config, source = TrainConfig(**options), generator()
         for _ in range(400):
-            mix(config, images, targets, 1, generator=source)
+            mix(config, images, targets, generator=source)
         return calls.count("mixup"), calls.count("cutmix")
 
     assert counted(mixup_alpha=0.2, mixup_prob=0, cutmix_prob=0) == (0, 0)
@@ -344,15 +344,15 @@ def test_mix_chooses_by_its_probabilities(monkeypatch):
 
 def test_an_unmixed_batch_is_the_batch():
     images, targets = pictures(), make_targets([FACE], [])
-    out = mix(UNMIXED, images, targets, 1)
-    assert out[0] is images and out[1] is targets and out[2] == 1
+    out = mix(UNMIXED, images, targets)
+    assert out[0] is images and out[1] is targets
 
 
 @pytest.mark.parametrize("setting", ["mixup_prob", "cutmix_prob"])
 def test_every_image_of_a_mixed_batch_brings_its_partners_faces(setting):
-    images, targets = pictures(), make_targets([FACE], [])
-    mixed, faces, count = mix(UNMIXED.replace(**{setting: 1.0}), images, targets, 1)
-    assert mixed is not images and faces.boxes.shape == (2, 2, 4) and count == 2
+    images, targets = pictures(), make_targets([FACE], []).with_count(1)
+    mixed, faces = mix(UNMIXED.replace(**{setting: 1.0}), images, targets)
+    assert mixed is not images and faces.boxes.shape == (2, 2, 4) and faces.face_count == 2
 
 
 def test_a_batch_of_one_and_of_no_faces():

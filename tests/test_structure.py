@@ -13,7 +13,7 @@ PACKAGE = ROOT / "featherface"
 FLOORS = (
     ("errors", "files", "config", "structures"),
     ("cli", "images", "drawing", "plots"),
-    ("anchors", "models", "distributed"),
+    ("anchors", "models", "distributed", "onnx_export"),
     ("losses", "data", "checkpoint"),
     ("face_detector", "onnx_detector", "detector"),
     ("evaluation",),

@@ -21,7 +21,7 @@ from featherface.errors import CheckpointError, ConfigError, DataError, Training
 from featherface.losses import Distillation
 from featherface.training import engine
 from featherface.training import step as build
-from featherface.training.optim import dropblock_probability, make_ema, make_scheduler, warmup_steps
+from featherface.training.optim import Averages, dropblock_probability, make_scheduler, warmup_steps
 from featherface.training.state import ProgressFile, Run, clear_folder, resumed_config
 from featherface.training.step import DistillationStep
 from featherface.training.validation import Validator
@@ -50,7 +50,7 @@ def config(root, tmp_path) -> TrainConfig:
 
 def interrupting(monkeypatch, steps: int, number: int = signal.SIGINT) -> None:
     """Make training send itself a signal after so many steps."""
-    update, done = engine._update, []
+    update, done = engine.update, []
 
     def wrapped(run: Run, losses) -> None:
         update(run, losses)
@@ -58,7 +58,7 @@ def interrupting(monkeypatch, steps: int, number: int = signal.SIGINT) -> None:
         if len(done) == steps:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(engine, "_update", wrapped)
+    monkeypatch.setattr(engine, "update", wrapped)
 
 
 def test_a_run_writes_its_files_and_a_row_an_epoch(config):
@@ -188,7 +188,7 @@ def test_a_step_changes_every_tensor_the_optimizer_owns(config):
     targets = make_targets([(4, 4, 40, 40)], [(20, 20, 60, 60), (2, 2, 20, 20)])
     run.step.trained.train()
     for _ in range(4):
-        engine._update(run, run.step(torch.randn(2, 3, 64, 64) * 50, targets))
+        engine.update(run, run.step(torch.randn(2, 3, 64, 64) * 50, targets))
     still = [
         name for name, p in run.step.trained.named_parameters() if torch.equal(before[name], p)
     ]
@@ -232,24 +232,25 @@ def test_the_loop_mixes_images_and_faces_together_and_ramps_dropblock(config, mo
     mixed = config.replace(mixup_prob=0.0, cutmix_prob=1.0, clean_share=0.5, dropblock_prob=0.2)
     mix = engine.mix
 
-    def watched(config, images, targets, faces, **options):
-        plain.append((images, targets, faces))
-        return mix(config, images, targets, faces, **options)
+    def watched(config, images, targets, **options):
+        plain.append((images, targets))
+        return mix(config, images, targets, **options)
 
     call = DistillationStep.__call__
 
-    def recording(self, images, targets, faces=None):
-        steps.append((images, targets, faces))
+    def recording(self, images, targets):
+        steps.append((images, targets))
         drops.append(self.trained["model"].drop.p)
-        return call(self, images, targets, faces)
+        return call(self, images, targets)
 
     monkeypatch.setattr(engine, "mix", watched)
     monkeypatch.setattr(DistillationStep, "__call__", recording)
     engine.train(mixed, progress=False)
     assert len(steps) == 8 and len(plain) == 4, "the last half is clean"
-    for (images, targets, most), (pixels, faces, count) in zip(plain, steps, strict=False):
+    for (images, targets), (pixels, faces) in zip(plain, steps, strict=False):
         width = targets.boxes.shape[1]
-        assert faces.boxes.shape[1] == 2 * width and count == 2 * most
+        assert faces.boxes.shape[1] == 2 * width
+        assert faces.face_count == 2 * targets.face_count > 0
         assert pixels.shape == images.shape and not torch.equal(pixels, images)
     assert drops == pytest.approx([0.2 * step / 8 for step in range(8)])
 
@@ -287,12 +288,12 @@ def test_a_missing_teacher_says_how_to_get_one(config):
 
 
 def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(config, monkeypatch):
-    update = engine._update
+    update = engine.update
 
     def poison(run: Run, losses) -> None:
         update(run, {name: value * float("nan") for name, value in losses.items()})
 
-    monkeypatch.setattr(engine, "_update", poison)
+    monkeypatch.setattr(engine, "update", poison)
     with pytest.raises(TrainingError, match="the loss became nan"):
         engine.train(config, progress=False)
     assert [path.name for path in Path(config.save_folder).iterdir()] == ["progress.json"]
@@ -320,7 +321,7 @@ def test_resuming_a_copy_does_not_write_over_another_run(config, tmp_path):
     copy.mkdir()
     first = shutil.copy(engine.checkpoint_path(config, 1), copy)
     before = engine.checkpoint_path(config, "final").read_bytes()
-    with pytest.raises(TrainingError, match="a run lies here"):
+    with pytest.raises(TrainingError, match="already holds a run"):
         engine.train(config, resume=Path(first), progress=False)
     assert engine.checkpoint_path(config, "final").read_bytes() == before
     assert equal(
@@ -351,15 +352,15 @@ def test_dropblock_is_ramped():
 
 def test_ema_follows_slowly_and_averages_buffers():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-    ema = make_ema(model, decay=0.9)
+    ema = Averages(model, decay=0.9)
     for _ in range(200):
-        ema.update_parameters(model)
+        ema.update(model)
     old = model[0].weight.detach().clone()
     with torch.no_grad():
         model[0].weight += 1.0
         model[1].running_mean += 1.0
         model[1].num_batches_tracked += 5
-    ema.update_parameters(model)
+    ema.update(model)
     torch.testing.assert_close(ema.module[0].weight.detach(), old + 0.1)
     torch.testing.assert_close(ema.module[1].running_mean, torch.full((2,), 0.1))
     assert int(ema.module[1].num_batches_tracked) == 5
@@ -459,9 +460,9 @@ def test_weights_that_come_with_the_project_are_kept_beside_the_new_ones(config,
 
 def test_batch_norms_get_as_many_batches_as_were_asked_for(config, monkeypatch):
     seen = []
-    estimate = engine.estimate_batch_norms
+    estimate = engine.reestimate_batch_norms
     monkeypatch.setattr(
-        engine, "estimate_batch_norms", lambda model, images: estimate(model, listed(images))
+        engine, "reestimate_batch_norms", lambda model, images: estimate(model, listed(images))
     )
 
     def listed(images):
@@ -478,7 +479,7 @@ def test_a_run_is_not_replaced_by_accident(config, monkeypatch):
         interrupting(patch, 5, signal.SIGTERM)
         engine.train(config, progress=False)
     assert engine.checkpoint_path(config, 1).exists()
-    with pytest.raises(TrainingError, match=r"a run lies here.*--resume.*--overwrite"):
+    with pytest.raises(TrainingError, match=r"already holds a run.*--resume.*--overwrite"):
         engine.train(config, progress=False)
     lost = config.replace(teacher_model="nosuch.pth")
     with pytest.raises(CheckpointError, match="nosuch"):
@@ -487,11 +488,11 @@ def test_a_run_is_not_replaced_by_accident(config, monkeypatch):
     log = Path(config.save_folder) / "training_log.csv"
     assert log.exists()
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_epochs", lambda *_, **__: not log.exists() or 1 / 0)
+        patch.setattr(engine, "train_all_epochs", lambda *_, **__: not log.exists() or 1 / 0)
         engine.train(config.replace(epochs=1, save_every=5), overwrite=True, progress=False)
     engine.train(config.replace(epochs=1, save_every=5), overwrite=True, progress=False)
     assert not engine.checkpoint_path(config, 1).exists(), "the old run's checkpoints must go"
-    with pytest.raises(TrainingError, match="a run lies here"):
+    with pytest.raises(TrainingError, match="already holds a run"):
         engine.train(config, progress=False)
 
 
@@ -517,7 +518,7 @@ def test_resuming_with_another_teacher_is_refused(config, tmp_path):
 
 
 def test_weights_that_are_no_numbers_are_never_saved(config, monkeypatch):
-    update = engine._update
+    update = engine.update
 
     def poison(run: Run, losses) -> None:
         update(run, losses)
@@ -525,7 +526,7 @@ def test_weights_that_are_no_numbers_are_never_saved(config, monkeypatch):
             run.model.heads.boxes[0].bias[0] = float("nan")
             run.sums["loss"] = torch.tensor(1.0)  # the loss alone does not show it
 
-    monkeypatch.setattr(engine, "_update", poison)
+    monkeypatch.setattr(engine, "update", poison)
     with pytest.raises(TrainingError, match=r"not a number \(model\."):
         engine.train(config.replace(epochs=1, ema_decay=0.0), progress=False)
     assert list(Path(config.save_folder).glob("*.pth")) == []
@@ -576,9 +577,9 @@ def test_batch_norms_can_be_estimated_anew_at_the_end(config):
 def test_the_last_share_of_a_run_is_clean(config, monkeypatch):
     mixed = []
 
-    def mix(config, images, targets, faces, **_):
+    def mix(config, images, targets, **_):
         mixed.append(len(images))
-        return images, targets, faces
+        return images, targets
 
     monkeypatch.setattr(engine, "mix", mix)
     engine.train(config.replace(clean_share=0.5), progress=False)  # 2 epochs of 4 steps
@@ -593,8 +594,8 @@ def test_an_old_optimizer_goes_on_as_it_was_and_mps_keeps_its_random_numbers(con
     for group in content["optimizer"]["param_groups"]:
         group["fused"] = None
     write_file(last, content)
-    data = content["data"]
-    run = Run(config.replace(epochs=1), steps_per_epoch=4, data=data, start=False)
+    photos = engine.training_photos(config)
+    run = Run(config.replace(epochs=1), photos, steps_per_epoch=4, initialise=False)
     run.resume(last)
     assert not run.optimizer.param_groups[0]["fused"], "another kernel rounds otherwise"
     state, device = torch.arange(4, dtype=torch.uint8), torch.device("mps")

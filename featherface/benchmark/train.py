@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -22,18 +22,16 @@ from featherface.data.widerface import read_split
 from featherface.detector import normalise
 from featherface.distributed import pick_device
 from featherface.images import open_photo, read_window
-from featherface.models.networks import FeatherFaceV2
+from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
 from featherface.structures import Batch
-from featherface.training.optim import make_ema
+from featherface.training.optim import Averages, make_optimizer
 from featherface.training.step import (
     DistillationStep,
     TorchTeacher,
     autocast,
     compile_networks,
-    is_wanted,
-    make_optimizer,
     make_teacher,
-    trial_of,
+    worth_compiling,
 )
 
 LOADING_PHOTOS = 32  # photos that decoding and augmenting are measured on
@@ -78,18 +76,18 @@ class Bench:
     ) -> None:
         self.config, self.device, self.batch = config, device, batch
         layout: dict[str, Any] = {"device": device, "memory_format": torch.channels_last}
-        teacher = v1_or_untrained(config.teacher_model).to(**layout)
+        teacher = cast(FeatherFaceV1, v1_or_untrained(config.teacher_model).to(**layout))
         model = FeatherFaceV2().to(**layout)
         model.set_drop_prob(config.dropblock_prob / 2)  # the mean of the ramp
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step = DistillationStep(model, TorchTeacher(teacher), config)
         self.step.trained.to(device).train()
-        self.optimizer = make_optimizer(self.step, config)
-        self.ema = make_ema(model, config.ema_decay)
+        self.optimizer = make_optimizer(self.step.trained, config)
+        self.ema = Averages(model, config.ema_decay)
         self.state: dict[str, Any] = {}
-        if is_wanted(config.compile, device, steps=steps):
-            trial = trial_of(self.step, config, device)
-            compile_networks([model, teacher], lambda: trial(len(batch.images)))
+        if worth_compiling(config.compile, device, steps=steps):
+            with autocast(config, device):
+                compile_networks([model, teacher], normalise(batch.images.to(device)))
         self.step.teacher = make_teacher(teacher, config, device=device, steps=steps)
 
     def parts(self) -> dict[str, Callable[[], None]]:
@@ -106,13 +104,12 @@ class Bench:
 
     def _move(self) -> None:
         images, targets = self.batch
-        self.state["faces"] = int((targets.weight > 0).sum())
         self.state["pixels"] = normalise(images.to(self.device, non_blocking=True))
         self.state["targets"] = targets.to(self.device, non_blocking=True)
 
     def _mix(self) -> None:
         """MixUp, CutMix or neither, each as often as in training."""
-        names = ("pixels", "targets", "faces")
+        names = ("pixels", "targets")
         given = [self.state[name] for name in names]
         mixed = mix(self.config, *given, generator=self.generator)
         self.state |= zip(names, mixed, strict=True)
@@ -130,7 +127,7 @@ class Bench:
         anchors = make_anchors(size, size, self.device)
         with autocast(self.config, self.device):
             self.state["loss"] = self.step.losses(
-                state["student"], state["teacher"], state["targets"], anchors, state["faces"]
+                state["student"], state["teacher"], state["targets"], anchors
             )["loss"]
 
     def _backward(self) -> None:
@@ -141,7 +138,7 @@ class Bench:
         parameters = self.step.trained.parameters()
         torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
         self.optimizer.step()
-        self.ema.update_parameters(self.step.trained["model"])
+        self.ema.update(self.step.model)
 
     def run(self) -> None:
         """Run the whole step."""

@@ -24,18 +24,17 @@ def mix(
     config: TrainConfig,
     images: Tensor,
     targets: Target,
-    faces: int,
     *,
     generator: torch.Generator | None = None,
     stream: int = 0,
-) -> tuple[Tensor, Target, int]:
+) -> tuple[Tensor, Target]:
     """Mix the batch by MixUp (with mixup_prob), else by CutMix (with cutmix_prob), else not at all.
 
-    images: (B, 3, S, S) float; targets: (B, F), which become (B, 2F) when mixed; faces: the number
-    of faces in all images, without padding, which doubles. generator: on the CPU (None: torch's),
-    so the device never waits for the host. An image made of two is labelled only if both are.
-    stream: number of the process; processes with the same generator mix in the same way, but with
-    different shares.
+    images: (B, 3, S, S) float; targets: (B, F), which becomes (B, 2F) when mixed: each image also
+    holds its partner's faces. All randomness comes from `generator` (on the CPU; None: torch's), so
+    the device never waits for the host. An image made of two is labelled only if both are. stream:
+    other numbers for each, of the same generator: processes that share a batch agree on how it is
+    mixed, not on the shares.
     """
     first, second = torch.rand(2, generator=generator).tolist()
     if config.mixup_alpha > 0 and first < config.mixup_prob:
@@ -45,8 +44,9 @@ def mix(
         least = config.min_face
         mixed = cutmix(images, targets, min_face=least, generator=generator, stream=stream)
     else:
-        return images, targets, faces
-    return *mixed, 2 * faces
+        return images, targets
+    count = None if targets.face_count is None else 2 * targets.face_count
+    return mixed[0], mixed[1].with_count(count)
 
 
 def mixup(

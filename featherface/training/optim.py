@@ -1,4 +1,4 @@
-"""What changes over a run: the learning rate and DropBlock's probability."""
+"""Optimizer, learning rate, DropBlock ramp, averaged weights and batch norm statistics."""
 
 import copy
 from collections.abc import Iterable
@@ -13,14 +13,28 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, S
 from featherface.config import TrainConfig
 
 
+def make_optimizer(trained: nn.Module, config: TrainConfig) -> Optimizer:
+    """Return AdamW; biases, norms and fusion weights are not decayed."""
+    parameters = list(trained.parameters())
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=config.lr,
+        # one kernel for all parameters, where there is one
+        fused=True if all(p.device.type in ("cuda", "cpu") for p in parameters) else None,
+    )
+
+
 def warmup_steps(config: TrainConfig, steps_per_epoch: int) -> int:
-    """Steps of linear warm-up: `warmup_epochs`, but at most a tenth of the run."""
+    """Return the steps of linear warm-up: `warmup_epochs`, at most a tenth of the run."""
     total = config.epochs * steps_per_epoch
     return min(round(config.warmup_epochs * steps_per_epoch), total // 10)
 
 
 def make_scheduler(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int) -> LRScheduler:
-    """Linear warm-up, then a cosine down to `min_lr`; stepped after every optimizer step."""
+    """Return linear warm-up, then a cosine to `min_lr`; step it after every optimizer step."""
     total, warm = config.epochs * steps_per_epoch, warmup_steps(config, steps_per_epoch)
     cosine = CosineAnnealingLR(optimizer, max(1, total - warm), eta_min=config.min_lr)
     if warm == 0:
@@ -30,16 +44,16 @@ def make_scheduler(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: i
 
 
 def dropblock_probability(config: TrainConfig, progress: float) -> float:
-    """Linear from 0 at the start to `dropblock_prob` at the end; progress 0..1 of the run."""
+    """Ramp from 0 at the start to `dropblock_prob` at the end; progress: 0..1 of the run."""
     return config.dropblock_prob * progress
 
 
 class Averages:
-    """An averaged copy of a network; `update_parameters(model)` after every optimizer step.
+    """An averaged copy of a network; call `update(model)` after every optimizer step.
 
-    The decay warms up as (1 + n)/(10 + n), so that a short run is not held back by its start. As
-    torch.optim.swa_utils.AveragedModel with a foreach average, but the count of updates is a number
-    of the host: theirs goes to the device and back at every step, and the host waits for it.
+    The decay warms up as (1 + n)/(10 + n), so that short runs forget their start. As
+    torch.optim.swa_utils.AveragedModel with a foreach average, which keeps its count of updates on
+    the device and so makes the host wait at every step.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -47,47 +61,37 @@ class Averages:
         self.decay, self.updates = decay, 0
 
     @torch.no_grad()
-    def update_parameters(self, model: nn.Module) -> None:
-        """Move towards the network's weights; the first time, take them."""
+    def update(self, model: nn.Module) -> None:
+        """Move towards the network's weights; the first call copies them."""
         count = float(self.updates)
         share = 1.0 - min(self.decay, (1.0 + count) / (10.0 + count))
-        averaged, counters = _divided(self.module)
-        current, newest = _divided(model)
+        averaged, counters = _floats_and_counters(self.module)
+        current, newest = _floats_and_counters(model)
         if self.updates:
             torch._foreach_lerp_(averaged, current, share)
         else:
             torch._foreach_copy_(averaged, current)
-        torch._foreach_copy_(counters, newest)  # of batches: nothing to average
+        torch._foreach_copy_(counters, newest)  # of batches, not averaged
         self.updates += 1
 
 
-def _divided(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """The floating-point tensors of a network, and the others."""
+def _floats_and_counters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     tensors: Iterable[Tensor] = chain(model.parameters(), model.buffers())
     everything = [tensor.detach() for tensor in tensors]
     floats = [tensor for tensor in everything if tensor.is_floating_point()]
     return floats, [tensor for tensor in everything if not tensor.is_floating_point()]
 
 
-def make_ema(model: nn.Module, decay: float) -> Averages:
-    """An averaged copy of the network."""
-    return Averages(model, decay)
-
-
 @torch.no_grad()
-def estimate_batch_norms(model: torch.nn.Module, images: Iterable[Tensor]) -> None:
-    """Running statistics anew, as plain averages over the batches; those of frozen blocks stay.
-
-    torch.optim.swa_utils.update_bn would also forget theirs, and not learn them again.
-    """
+def reestimate_batch_norms(model: nn.Module, images: Iterable[Tensor]) -> None:
+    """Replace the running statistics by plain averages over batches of images (B, 3, S, S)."""
     was_training = model.training
     model.train()
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    norms = [norm for norm in norms if norm.training]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None
+        norm.momentum = None  # a plain average
     for batch in images:
         model(batch)
     for norm, momentum in zip(norms, momenta, strict=True):

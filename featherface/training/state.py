@@ -1,4 +1,4 @@
-"""The folder that a run writes to: the names in it, and that no other run is lost there."""
+"""A run on disk: its folder, its log, its progress, and its state to save and resume."""
 
 import itertools
 import json
@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,13 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from featherface.checkpoint import (
-    FORMAT,
-    is_checkpoint,
-    read_file,
-    write_file,
-)
+from featherface.checkpoint import FORMAT, is_checkpoint, read_file, write_file
 from featherface.config import SETTINGS, TrainConfig
+from featherface.data.annotations import Photo
+from featherface.data.widerface import fingerprint
 from featherface.distributed import (
-    Process,
-    gathered,
+    Worker,
+    gather_states,
     pick_device,
     random_state,
     seed_device,
@@ -33,8 +31,8 @@ from featherface.distributed import (
 from featherface.errors import ConfigError, TrainingError
 from featherface.files import atomic_path, commit, sha256, versions, write_text
 from featherface.losses import Distillation
-from featherface.training.optim import make_ema, make_scheduler
-from featherface.training.step import TorchTeacher, digest_of, make_optimizer, make_step
+from featherface.training.optim import Averages, make_optimizer, make_scheduler
+from featherface.training.step import Network, TorchTeacher, digest_of, make_step
 
 
 def checkpoint_path(config: TrainConfig, what: int | str) -> Path:
@@ -44,15 +42,15 @@ def checkpoint_path(config: TrainConfig, what: int | str) -> Path:
 
 
 def log_path(config: TrainConfig) -> Path:
-    """The table with a row an epoch."""
+    """Return the path of the table with one row per epoch."""
     return Path(config.save_folder) / "training_log.csv"
 
 
 def check_folder(config: TrainConfig, *, run_allowed: bool) -> None:
-    """Make the save folder, see that it can be written to, and that no run lies there.
+    """Create the save folder and check that it can be written to.
 
-    TrainingError if one does, unless it may: to be resumed, or to be replaced by `clear_folder`.
-    OSError if the folder cannot be written to.
+    Raises TrainingError if it holds a run, unless that is allowed: to be resumed, or to be replaced
+    by `clear_folder`. Raises OSError if the folder cannot be written to.
     """
     folder = Path(config.save_folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,17 +59,16 @@ def check_folder(config: TrainConfig, *, run_allowed: bool) -> None:
     last = checkpoint_path(config, "last")
     if last.exists() and not run_allowed:
         raise TrainingError(
-            f"{last}: a run lies here; go on with --resume, or start anew with --overwrite or in "
-            "another --save-folder"
+            f"{last}: this folder already holds a run: continue with --resume, replace it with "
+            "--overwrite, or choose another --save-folder"
         )
 
 
-def clear_folder(config: TrainConfig) -> Path | None:
-    """Remove the run that lies there and its log, all but its final weights, which stay until
-    there are new ones.
+def clear_folder(config: TrainConfig) -> None:
+    """Remove the run of the folder and its log, except its final weights.
 
     Final weights without a run, as those that come with the project, are kept as
-    …_final_before.pth: returns its path then.
+    …_final_before.pth, and one line says so.
     """
     folder, last = Path(config.save_folder), checkpoint_path(config, "last")
     if not last.exists():
@@ -80,44 +77,17 @@ def clear_folder(config: TrainConfig) -> Path | None:
     checkpoints = (*folder.glob(f"{name}epoch_*.pth"), checkpoint_path(config, "best"), last)
     for old in (*checkpoints, log_path(config)):
         old.unlink(missing_ok=True)
-    return None
 
 
-def _keep_foreign_weights(config: TrainConfig) -> Path | None:
+def _keep_foreign_weights(config: TrainConfig) -> None:
     final = checkpoint_path(config, "final")
     if not final.exists():
-        return None
+        return
     copies = (checkpoint_path(config, f"final_before{n or ''}") for n in itertools.count())
     kept = next(path for path in copies if not path.exists() or sha256(path) == sha256(final))
     with atomic_path(kept) as temporary:
         shutil.copyfile(final, temporary)
-    return kept
-
-
-class TrainingLog:
-    """Rows of one run; `resume_from(epoch)` drops the rows that the resumed run will write
-    again."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: list[dict[str, Any]] = []
-
-    def resume_from(self, epoch: int) -> None:
-        """Keep the rows of the `epoch` epochs that are done."""
-        if not self.path.exists():
-            return
-        try:
-            frame = pd.read_csv(self.path)
-            self.rows = frame[frame["epoch"] <= epoch].to_dict("records")
-        except (ValueError, KeyError) as error:
-            raise TrainingError(
-                f"{self.path}: not a training log ({error}); move it away to resume without it"
-            ) from error
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        with atomic_path(self.path) as temporary:
-            pd.DataFrame(self.rows).to_csv(temporary, index=False, float_format="%.6g")
+    tqdm.write(f"the final weights in the folder are kept as {kept}")
 
 
 class ProgressFile:
@@ -130,9 +100,16 @@ class ProgressFile:
         self.path = Path(config.save_folder) / "progress.json"
         self.active = write
         self.values: dict[str, Any] = {
-            "state": "starting", "epoch": 0, "epochs": config.epochs, "step": 0, "steps": 0,
-            "loss": None, "images_per_second": None, "error": "", "pid": os.getpid(),
-        }  # fmt: skip
+            "state": "starting",
+            "epoch": 0,  # epochs done
+            "epochs": config.epochs,
+            "step": 0,  # steps done in this epoch
+            "steps": 0,  # per epoch
+            "loss": None,
+            "images_per_second": None,
+            "error": "",
+            "pid": os.getpid(),
+        }
 
     def write(self, state: str, run: "Run | None" = None, **figures: Any) -> None:
         """Record the state: starting, training, validating, stopped, failed or done."""
@@ -152,131 +129,152 @@ class ProgressFile:
         elif isinstance(error, KeyboardInterrupt):
             self.write("stopped")
         else:
-            text = " ".join(str(error).split()) or kind.__name__  # type: ignore[union-attr]
-            self.write("failed", error=text)
+            self.write("failed", error=" ".join(str(error).split()) or type(error).__name__)
+
+
+class TrainingLog:
+    """training_log.csv of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: list[dict[str, Any]] = []
+
+    def resume_from(self, epoch: int) -> None:
+        """Keep the rows of the first `epoch` epochs; the resumed run writes the others again."""
+        if not self.path.exists():
+            return
+        try:
+            frame = pd.read_csv(self.path)
+            self.rows = frame[frame["epoch"] <= epoch].to_dict("records")
+        except (ValueError, KeyError) as error:
+            raise TrainingError(
+                f"{self.path}: not a training log ({error}); move it away to resume without it"
+            ) from error
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        with atomic_path(self.path) as temporary:
+            pd.DataFrame(self.rows).to_csv(temporary, index=False, float_format="%.6g")
 
 
 class Run:
-    """Model, averages, optimizer, schedule and position; everything a resumed run needs."""
+    """Step, averages, optimizer, schedule and position: everything that a resumed run needs."""
 
     def __init__(
         self,
         config: TrainConfig,
-        steps_per_epoch: int,
+        photos: Sequence[Photo] = (),
+        status: ProgressFile | None = None,
         *,
-        data: dict[str, Any] | None = None,
-        start: bool = True,
-        process: Process | None = None,
+        steps_per_epoch: int,
+        worker: Worker | None = None,
         criterion: type[Distillation] | None = None,
+        initialise: bool = True,
     ) -> None:
-        """data: what is trained on, as plain values: a resumed run must have the same.
-
-        start: load what the config starts from; a run to be resumed does not need it. process: this
-        one among those of the run; None: it is the only one.
-        """
-        self.config, self.data = config, data or {}
-        self.provenance = {"versions": versions(), "commit": commit()}  # of the code that runs
-        self.process = process or Process(0, 1, pick_device(config.device))
-        self.device = self.process.device
+        """initialise: load the initial weights; a run to be resumed does not need them."""
+        faces = sum(len(photo.boxes) for photo in photos)
+        self.config = config
+        self.data: dict[str, Any] = {
+            "photos": len(photos), "faces": faces, "fingerprint": fingerprint(photos)
+        }  # fmt: skip
+        self.provenance = {"versions": versions(), "commit": commit()}
+        self.status = status or ProgressFile(config, write=False)
+        self.log = TrainingLog(log_path(config))
+        self.worker = worker or Worker(0, 1, pick_device(config.device))
+        self.device = self.worker.device
         self.step = make_step(
-            config if start else config.replace(init="scratch", weights=""),
+            config if initialise else config.replace(init="scratch", weights=""),
             device=self.device,
             steps=config.epochs * steps_per_epoch,
             criterion=criterion,
         )
         share_state(self.step.trained)
-        self.ema = make_ema(self.model, config.ema_decay) if config.ema_decay else None
-        self.optimizer = make_optimizer(self.step, config)
+        self.ema = Averages(self.model, config.ema_decay) if config.ema_decay else None
+        self.optimizer = make_optimizer(self.step.trained, config)
         self.scheduler = make_scheduler(self.optimizer, config, steps_per_epoch)
         self.steps_per_epoch = steps_per_epoch
         self.epoch = 0  # epochs done
-        self.batch = 0  # batches done of the epoch under way
-        self.sums: dict[str, Tensor] = {}  # of the loss terms over those batches
+        self.batch = 0  # batches done in this epoch
+        self.sums: dict[str, Tensor] = {}  # of the loss terms over these batches
         self.seconds = 0.0  # spent on them
         self.waited = 0.0  # of these, for the loader
-        self.status = ProgressFile(config, write=False)
         self.best_ap = -1.0  # highest validation AP so far
 
     @property
-    def images_per_step(self) -> int:
-        """The batch size, or the number of photos where there are fewer."""
-        return min(self.config.batch_size, self.data.get("photos", self.config.batch_size))
+    def model(self) -> Network:
+        return self.step.model
+
+    @property
+    def averaged_model(self) -> Network:
+        """The averaged weights, or the trained ones if there is no average."""
+        return self.ema.module if self.ema else self.model  # type: ignore[return-value]
 
     @property
     def networks(self) -> list[nn.Module]:
-        """The student, and the teacher where torch runs it."""
-        teacher = getattr(self.step, "teacher", None)
-        return [self.model] + ([teacher.model] if isinstance(teacher, TorchTeacher) else [])
+        """The student, and the teacher if torch runs it."""
+        teacher = self.step.teacher
+        return [self.model, *([teacher.model] if isinstance(teacher, TorchTeacher) else [])]
 
     @property
     def teacher_digest(self) -> str:
-        """Of the teacher's weights; "" without a teacher."""
-        teacher = getattr(self.step, "teacher", None)
-        return "" if teacher is None else digest_of(teacher.model)
+        """SHA-256 of the teacher's weights; "" without a teacher."""
+        return digest_of(self.step.teacher.model) if self.step.teacher else ""
 
     @property
-    def description(self) -> str:
-        """What is trained on what, in one line."""
-        config, count = self.config, self.process.total
-        batch = f"{self.images_per_step} images a step"
-        if count > 1:
-            batch += f" ({count} processes of {self.images_per_step // count})"
-        if config.accumulate > 1:
-            batch += f" in {config.accumulate} parts"
-        return (
-            f"{config.model}: {self.data.get('photos', 0):,} photos, "
-            f"{self.data.get('faces', 0):,} faces, {config.epochs} epochs of "
-            f"{self.steps_per_epoch} steps on {self.device}, from epoch {self.epoch}; {batch}, "
-            f"learning rate up to {config.lr:g}"
-        )
-
-    def say(self, text: str) -> None:
-        """A line for people, from the first process alone."""
-        if self.process.first:
-            tqdm.write(text)
-
-    @property
-    def model(self) -> nn.Module:
-        return self.step.trained["model"]
-
-    @property
-    def averaged_model(self) -> nn.Module:
-        """The averaged weights if there are any."""
-        return self.ema.module if self.ema else self.model
+    def images_per_step(self) -> int:
+        """The batch size, or the number of photos if that is smaller."""
+        return min(self.config.batch_size, self.data["photos"] or self.config.batch_size)
 
     @property
     def progress(self) -> float:
         """Share of the run that is done, 0..1."""
         return (self.epoch + self.batch / self.steps_per_epoch) / self.config.epochs
 
-    def _described(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "architecture": self.config.model,
-            "config": self.config.as_dict(),
-            "epoch": self.epoch,
-            "data": self.data,
-            "processes": self.process.total,
-            "teacher": self.teacher_digest,
-            **self.provenance,
-        }
+    @property
+    def description(self) -> str:
+        """The run in one line."""
+        config, count = self.config, self.worker.processes
+        batch = f"{self.images_per_step} images per step"
+        if count > 1:
+            batch += f" ({count} processes of {self.images_per_step // count})"
+        if config.accumulate > 1:
+            batch += f" in {config.accumulate} parts"
+        return (
+            f"{config.model}: {self.data['photos']:,} photos, {self.data['faces']:,} faces, "
+            f"{config.epochs} epochs of {self.steps_per_epoch} steps on {self.device}, from epoch "
+            f"{self.epoch}; {batch}, learning rate up to {config.lr:g}"
+        )
 
-    def _refuse_non_finite(self) -> None:
-        """TrainingError instead of a checkpoint that nothing can go on from."""
-        for name, value in self.step.trained.state_dict().items():
-            if not torch.isfinite(value).all():
-                raise TrainingError(
-                    f"weights became infinite or not a number ({name}); "
-                    "nothing was saved: resume from the last checkpoint, or use a lower --lr"
-                )
+    def print0(self, text: str) -> None:
+        """Print a line, from rank 0 only."""
+        if self.worker.first:
+            tqdm.write(text)
+
+    def finish_epoch(self, scores: dict[str, float]) -> None:
+        """Add the epoch's row to the log and reset the counters."""
+        means = {name: float(value) / self.batch for name, value in self.sums.items()}
+        row = {
+            "epoch": self.epoch + 1,
+            "lr": self.scheduler.get_last_lr()[0],
+            **means,
+            "images_per_second": self.batch * self.images_per_step / self.seconds,
+            "seconds": self.seconds,
+            "loader_share": self.waited / self.seconds,
+            **scores,
+        }
+        self.epoch, self.batch, self.sums = self.epoch + 1, 0, {}
+        self.seconds = self.waited = 0.0
+        if self.worker.first:
+            self.log.add(row)
+        self.status.write("training", self)
 
     def save(self, path: Path) -> None:
-        """Everything, to resume from. All processes call this; the first one writes."""
+        """Write everything to resume from. All processes call this; rank 0 writes."""
         self._refuse_non_finite()
-        random = gathered(random_state(self.device))
-        if not self.process.first:
+        random = gather_states(random_state(self.device))
+        if not self.worker.first:
             return
-        content = self._described() | {
+        content = self._facts() | {
             "model": self.model.state_dict(),
             "trained": self.step.trained.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -287,39 +285,44 @@ class Run:
             "best_ap": self.best_ap,
             "seconds": self.seconds,
             "waited": self.waited,
-            "rng": random[0],
             "rng_of_processes": random,
         }
         if self.ema:
-            content |= {
-                "ema": self.ema.module.state_dict(),
-                "ema_updates": self.ema.updates,
-            }
+            averages = {"ema": self.ema.module.state_dict(), "ema_updates": self.ema.updates}
+            content |= averages
         write_file(path, content)
 
     def save_weights(self, path: Path, notes: dict[str, Any] | None = None) -> None:
-        """Only the weights to use, with what made them and the given notes."""
+        """Write only the weights to use, what made them, and the notes."""
         self._refuse_non_finite()
         state = {k: v.cpu() for k, v in self.averaged_model.state_dict().items()}
-        write_file(path, self._described() | {"model": state} | (notes or {}))
+        write_file(path, self._facts() | {"model": state} | (notes or {}))
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "architecture": self.config.model,
+            "config": self.config.as_dict(),
+            "epoch": self.epoch,
+            "data": self.data,
+            "processes": self.worker.processes,
+            "teacher": self.teacher_digest,
+            **self.provenance,
+        }
+
+    def _refuse_non_finite(self) -> None:
+        """Raise TrainingError if any weight is not finite."""
+        for name, value in self.step.trained.state_dict().items():
+            if not torch.isfinite(value).all():
+                raise TrainingError(
+                    f"weights became infinite or not a number ({name}); "
+                    "nothing was saved: resume from the last checkpoint, or use a lower --lr"
+                )
 
     def resume(self, path: Path) -> None:
-        """Continue from `save`'s file, with the same settings as it was made with."""
-        content = _resumable(path)
-        if content["architecture"] != self.config.model:
-            raise TrainingError(f"{path}: is a run of {content['architecture']}, not of "
-                                f"{self.config.model}")  # fmt: skip
-        if self.data != content["data"] or self.steps_per_epoch != content["steps_per_epoch"]:
-            raise ConfigError(
-                f"{path}: was trained on other photos ({_described_data(content['data'])}; now "
-                f"{_described_data(self.data)}); give it the same data, or start a new run from "
-                "its weights with --weights"
-            )
-        if content.get("teacher", self.teacher_digest) != self.teacher_digest:  # old files: unknown
-            raise ConfigError(
-                f"{path}: had another teacher than {self.config.teacher_model} is now; give it the "
-                "same one (--teacher-model), or start a new run from its weights with --weights"
-            )
+        """Restore the state that `save` wrote. Raises ConfigError for other photos or teacher."""
+        content = read_resumable(path)
+        self._refuse_other_run(path, content)
         self.step.trained.load_state_dict(content["trained"])
         if self.ema:
             self.ema.module.load_state_dict(content["ema"])
@@ -328,27 +331,42 @@ class Run:
         self.scheduler.load_state_dict(content["scheduler"])
         self.epoch, self.batch = content["epoch"], content["batch"]
         self.sums = {name: value.to(self.device) for name, value in content["sums"].items()}
-        self.seconds = content["seconds"]
-        same = content["config"].get("validate_photos") == self.config.validate_photos
-        if checkpoint_path(self.config, "best").exists() and same:
-            self.best_ap = content["best_ap"]  # else the next network measured is the best so far
-        self.waited = content.get("waited", 0.0)
-        states = content.get("rng_of_processes", [content["rng"]])
-        if len(states) == self.process.total:
-            set_random_state(states[self.process.number], self.device)
+        self.seconds, self.waited = content["seconds"], content["waited"]
+        same = content["config"]["validate_photos"] == self.config.validate_photos
+        if same and checkpoint_path(self.config, "best").exists():
+            self.best_ap = content["best_ap"]  # else the next network validated is the best so far
+        self.log.resume_from(self.epoch)
+        states = content["rng_of_processes"]
+        if len(states) == self.worker.processes:
+            set_random_state(states[self.worker.rank], self.device)
             return
-        # other processes than before: those after the first start their GPU's numbers anew
+        # another number of processes than before: new random numbers on the GPUs
         set_random_state({"cpu": states[0]["cpu"]}, self.device)
-        seed_device(self.config.seed + self.process.number + (self.epoch << 16), self.device)
+        seed_device(self.config.seed + self.worker.rank + (self.epoch << 16), self.device)
+
+    def _refuse_other_run(self, path: Path, content: dict[str, Any]) -> None:
+        if content["architecture"] != self.config.model:
+            raise TrainingError(
+                f"{path}: is a run of {content['architecture']}, not of {self.config.model}"
+            )
+        if self.data != content["data"] or self.steps_per_epoch != content["steps_per_epoch"]:
+            before, now = (
+                f"{data['photos']:,} photos, fingerprint {data['fingerprint'][:12]}"
+                for data in (content["data"], self.data)
+            )
+            raise ConfigError(
+                f"{path}: was trained on other photos ({before}; now {now}); give it the same "
+                "data, or start a new run from its weights with --weights"
+            )
+        if content["teacher"] != self.teacher_digest:
+            raise ConfigError(
+                f"{path}: had another teacher than {self.config.teacher_model} is now; give it the "
+                "same one (--teacher-model), or start a new run from its weights with --weights"
+            )
 
 
-def _described_data(data: dict[str, Any]) -> str:
-    fingerprint = str(data.get("fingerprint", ""))[:12]
-    return f"{data.get('photos', 0):,} photos, fingerprint {fingerprint or 'unknown'}"
-
-
-def _resumable(path: Path) -> dict[str, Any]:
-    """What `Run.save` has written. TrainingError for a file that nothing can go on from."""
+def read_resumable(path: Path) -> dict[str, Any]:
+    """Read what `Run.save` wrote. Raises TrainingError for any other file."""
     content = read_file(path, "there is nothing to resume; start without --resume")
     if not is_checkpoint(content) or not isinstance(content.get("config"), dict):
         raise TrainingError(f"{path}: holds no training run to resume")
@@ -357,15 +375,20 @@ def _resumable(path: Path) -> dict[str, Any]:
             f"{path}: holds weights but no training state; resume from a …_epoch_N.pth or "
             "…_last.pth file"
         )
+    if content["config"].keys() != SETTINGS.keys():
+        raise TrainingError(
+            f"{path}: was written by another version of this project; start a new run from its "
+            "weights with --weights"
+        )
     return content
 
 
 def resumed_config(path: Path, explicit: dict[str, Any]) -> TrainConfig:
-    """The config of the run in `path`, with those of the explicit flags that may change.
+    """Return the config of the run in `path` with the explicit settings that may change.
 
-    A different learning rate, batch size or length would silently be another run: ConfigError.
+    Raises ConfigError for a setting that would make it another run, such as another learning rate.
     """
-    config = TrainConfig(**known_settings(_resumable(path)["config"]))
+    config = TrainConfig(**read_resumable(path)["config"])
     changed = [
         f"--{name.replace('_', '-')} {value} (was {getattr(config, name)})"
         for name, value in explicit.items()
@@ -376,7 +399,7 @@ def resumed_config(path: Path, explicit: dict[str, Any]) -> TrainConfig:
             f"{path}: a resumed run keeps its settings; leave out {', '.join(changed)}, or start "
             "a new run from its weights with --weights"
         )
-    # the run has started from the backbone weights that it names
+    # a run that has started keeps the name of the backbone weights it started from
     return config.replace(**(explicit | {"backbone_weights": config.backbone_weights}))
 
 
