@@ -11,9 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from featherface.benchmark import command, speed
-from featherface.benchmark.paired import alternate, ratio
 from featherface.benchmark.peers import RETINAFACE, SCRFD, UNKNOWN, YUNET, OnnxPeer
-from featherface.benchmark.speed import DEFAULT_V1, network_costs
+from featherface.benchmark.speed import DEFAULT_V1, alternate, network_costs, ratio
 from featherface.errors import CheckpointError, ConfigError, DataError
 from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
 from featherface.plots import plot_speed_against_ap
@@ -52,7 +51,7 @@ def test_the_table(quick):
     assert set(table["what"]) == {"forward", "end-to-end"}
     assert set(table.loc[table["threads"] == 1, "clock"]) == {"cpu"}
     assert set(table["parameters"]) == {256_156}
-    with pytest.raises(ConfigError, match="eager, compile, onnx"):
+    with pytest.raises(ConfigError, match="eager, onnx"):
         speed.compare_speed(quick, engines=["tensorrt"])
 
 
@@ -109,16 +108,13 @@ def test_what_is_not_there_is_said_before_anything_is_measured(tmp_path, monkeyp
         speed.compare_speed({}, data=tmp_path / "none")
 
 
-def test_a_forward_reads_a_padded_picture(monkeypatch):
+def test_a_forward_reads_a_padded_picture():
     assert speed.prepared((720, 1280)).shape == (1, 3, 736, 1280)
     seen = []
-    monkeypatch.setattr(torch, "compile", lambda network: lambda image: seen.append(image.shape))
-    monkeypatch.setattr(speed, "COMPILE_SIZE", (40, 70))
     model = nn.Conv2d(3, 1, 1)
     model.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
     speed._eager("V2", model, {}).forward((40, 70), 1)()
-    speed._compiled("V2", model, {}).forward((40, 70), 1)()
-    assert seen and set(seen) == {(1, 3, 64, 96)}
+    assert seen == [(1, 3, 64, 96)]
 
 
 def test_a_plot_needs_an_ap():
@@ -190,24 +186,3 @@ def test_a_real_peer_finds_faces():
     path = shared("peers", "yunet_n_640x640.onnx")
     photo = next(iter(sorted(shared("widerface", "WIDER_val", "images").rglob("*.jpg"))))
     assert len(OnnxPeer(path, score_threshold=0.5).detect(photo)) > 0
-
-
-def test_modules_without_a_compiler_are_left_out(monkeypatch, capsys):
-    class Broken(nn.Module):
-        def forward(self, x):
-            return x
-
-    def refuse(network):
-        raise RuntimeError("no compiler")
-
-    monkeypatch.setattr(torch, "compile", lambda network: refuse)
-    candidate = speed._compiled("V2", Broken(), {})
-    assert candidate.forward((640, 640), 1) is None
-    said = capsys.readouterr().out
-    assert said.count("\n") == 1 and "V2: left out" in said and "no compiler" in said
-    monkeypatch.setattr(speed, "network_costs", lambda *_: {})
-    with pytest.raises(ConfigError, match="nothing to time"):
-        speed.compare_speed(
-            {"V2": nn.Conv2d(3, 1, 1)}, engines=["compile"], sizes=[(64, 64)], threads=[1]
-        )
-    assert candidate.forward((64, 64), 1) is None

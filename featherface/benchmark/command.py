@@ -51,7 +51,7 @@ def _add_speed(commands: Any) -> None:
         ("data", "", "data folder whose val split AP is measured on"),
         ("sizes", "320x320,480x640,640x640,720x1280", "image sizes, height x width"),
         ("threads", "1,2", "numbers of threads"),
-        ("engines", "eager,onnx", "some of eager, compile (640x640 only; minutes), onnx"),
+        ("engines", "eager,onnx", "eager (PyTorch), onnx or both"),
         ("out", "results/v2", f"folder for {TABLE} and {PLOT}"),
     ):
         command.add_argument(*flag(name), default=default, help=meaning)

@@ -1,4 +1,4 @@
-"""V1, V2 and other detectors against each other: time, work and size, measured in turn.
+"""Time, work and size of V1, V2 and other detectors, measured in pairs.
 
 A forward is the network alone on prepared pixels, padded to multiples of 32 where the file takes
 any size; V1 and V2 decode all anchors in it in ONNX Runtime (the raw form), but not in PyTorch.
@@ -11,6 +11,7 @@ import io
 import math
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,6 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from featherface.benchmark.paired import Times, alternate, ratio
 from featherface.benchmark.peers import UNKNOWN, OnnxPeer
 from featherface.checkpoint import load_model
 from featherface.config import PRESETS
@@ -43,11 +43,53 @@ from featherface.images import network_input, padded_size, read_image
 from featherface.models.networks import FeatherFaceV1
 from featherface.onnx_detector import OnnxDetector, open_session
 
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limit torch and OpenCV to one thread each, inside."""
+    before = cv2.getNumThreads(), torch.get_num_threads()
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before[0])
+        torch.set_num_threads(before[1])
+
+
+WARM_UP = 3  # rounds that are not counted
+Times = dict[str, np.ndarray]  # name → (rounds,) seconds
+
+
+def alternate(
+    calls: Mapping[str, Callable[[], object]], *, rounds: int, cpu_time: bool = False
+) -> Times:
+    """Return the seconds of each call in each round, after WARM_UP rounds.
+
+    cpu_time: of the calling thread instead of the wall clock, which other work on the machine
+    disturbs least; right only where the call works in that thread alone.
+    """
+    clock = time.thread_time if cpu_time else time.perf_counter
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(WARM_UP + rounds):
+        for name, call in calls.items():
+            started = clock()
+            call()
+            if number >= WARM_UP:
+                times[name].append(clock() - started)
+    return {name: np.array(seconds) for name, seconds in times.items()}
+
+
+def ratio(times: Times, name: str, reference: str) -> float:
+    """Return the median over the rounds of one time divided by another of the same round."""
+    return float(np.median(times[name] / times[reference]))
+
+
 _MULTIPLYING = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def network_costs(network: nn.Module, height: int, width: int) -> dict[str, int]:
-    """parameters, and macs of one forward: convolutions and linear layers, as is the custom.
+    """Count the parameters, and the macs of one forward in convolutions and linear layers.
 
     A deformable convolution counts as a plain one of its shape.
     """
@@ -60,15 +102,15 @@ def network_costs(network: nn.Module, height: int, width: int) -> dict[str, int]
     }
 
 
-def operation_counter(rules: Mapping[Any, Callable[..., int]] | None = None) -> FlopCounterMode:
-    """torch's counter, which knows deformable convolutions too; rules: for more operations.
+def operation_counter() -> FlopCounterMode:
+    """Return torch's counter, extended to deformable convolutions.
 
-    Two operations an output value, input channel and kernel tap, as of the plain convolution of its
-    shape. Its offset and mask convolutions are plain ones; the bilinear sampling (4 more
-    multiply-accumulates an input channel and tap, shared by all output channels) is left out, as in
+    Two operations per output value, input channel and kernel tap, as for a plain convolution of
+    that shape. Its offset and mask convolutions are plain ones; the bilinear sampling (4 more
+    multiply-accumulates per input channel and tap, shared by all output channels) is left out, as in
     the published 1.24 G.
     """
-    known = {torch.ops.torchvision.deform_conv2d: _deformable, **(rules or {})}
+    known = {torch.ops.torchvision.deform_conv2d: _deformable}
     return FlopCounterMode(display=False, custom_mapping=known)
 
 
@@ -77,7 +119,7 @@ def _deformable(image: Any, weight: Any, *rest: Any, out_shape: Any, **options: 
 
 
 def file_costs(path: str | os.PathLike) -> dict[str, int]:
-    """parameters (weights of convolutions and products, with biases) and bytes of an ONNX file."""
+    """Count the parameters (of convolutions and products, with biases) and bytes of an ONNX file."""
     model = onnx.load(os.fspath(path))
     return {"parameters": _weights(model), "bytes": Path(path).stat().st_size}
 
@@ -97,9 +139,9 @@ DEFAULT_V1 = PRESETS["v2"].teacher_model
 
 
 def v1_or_untrained(path: str) -> nn.Module:
-    """V1's weights, or a new network where the default file is missing: as fast.
+    """Load V1, or make an untrained one, equally fast, if the default file is missing.
 
-    CheckpointError for any other file that is missing or is no network's weights.
+    Raises CheckpointError for any other file that is missing or does not hold a network.
     """
     if path != DEFAULT_V1 or Path(path).is_file():
         return load_model(path)
@@ -108,10 +150,9 @@ def v1_or_untrained(path: str) -> nn.Module:
 
 
 SIZES = ((320, 320), (480, 640), (640, 640), (720, 1280))  # height, width
-ENGINES = ("eager", "compile", "onnx")
+ENGINES = ("eager", "onnx")
 KINDS = ("forward", "end-to-end")
 SOFTWARE = ("torch", "onnxruntime", "python")
-COMPILE_SIZE = (640, 640)  # torch.compile takes minutes a size on a CPU
 _GROUP = {"seed": 0, "split": 0, "index": 1, "size": 640}  # a drawn group
 Call = Callable[[], object]
 
@@ -138,10 +179,10 @@ def compare_speed(
     rounds: int = 15,
     data: str | Path = "",
 ) -> pd.DataFrame:
-    """A row a detector, engine, size, number of threads and kind of time.
+    """Time detectors in pairs: a row per detector, engine, size, number of threads and kind of time.
 
     networks: {"V1": …, "V2": …}, trained, in eval mode. peers: ONNX files of other detectors. data:
-    a data folder whose val split AP is measured on (long side 640), once a detector.
+    a data folder whose val split AP is measured on (long side 640), once per detector.
     Columns: detector, engine, what (forward, end-to-end), height, width, threads, clock, median,
     low, high (quartiles, ms), ratio_to_v1 (median over the rounds of the time by that of V1 in ONNX
     Runtime, or in eager mode without), parameters, macs (640×640), bytes, ap_… (percent, exact).
@@ -162,11 +203,6 @@ def compare_speed(
                 times = _times(candidates, size, count, rounds)
                 for what in KINDS:
                     rows += _rows(candidates, times, what, size, count)
-    if not {row["detector"] for row in rows} & set(networks):
-        raise ConfigError(
-            f"nothing to time: torch.compile works at {COMPILE_SIZE[0]}x{COMPILE_SIZE[1]} only, "
-            "and where there is a compiler; give another engine"
-        )
     software = ", ".join(f"{n} {v}" for n, v in versions().items() if n in SOFTWARE)
     for row in rows:
         row |= precision.get(str(row["detector"]), {}) | {"software": software}
@@ -175,7 +211,7 @@ def compare_speed(
 
 @contextmanager
 def _restored_threads() -> Iterator[None]:
-    """Whatever is set inside, torch and OpenCV have their numbers of threads afterwards."""
+    """Restore the numbers of threads of torch and OpenCV on exit."""
     before = torch.get_num_threads(), cv2.getNumThreads()
     try:
         yield
@@ -185,8 +221,11 @@ def _restored_threads() -> Iterator[None]:
 
 
 def _times(candidates: Sequence[Candidate], size: Size, threads: int, rounds: int) -> Times:
-    """{"name|engine|what": seconds of every round}; candidates that do not run at this size are
-    left out. Both kinds take turns too: what a picture costs beside its forward is a difference."""
+    """Return {"name|engine|what": seconds of each round}.
+
+    Candidates that do not run at this size are left out. Both kinds alternate too, so that their
+    difference is what a picture costs apart from its forward.
+    """
     calls: dict[str, Call] = {}
     for candidate in candidates:
         for what, make in zip(KINDS, (candidate.forward, candidate.complete), strict=True):
@@ -223,13 +262,13 @@ def _group() -> np.ndarray:
 
 
 def picture(size: Size) -> np.ndarray:
-    """A drawn group, BGR uint8 (height, width, 3)."""
+    """Return a drawn group of people, BGR uint8 (height, width, 3)."""
     shown = cv2.resize(_group(), (size[1], size[0]), interpolation=cv2.INTER_AREA)
     return cv2.cvtColor(shown, cv2.COLOR_RGB2BGR)
 
 
 def prepared(size: Size) -> np.ndarray:
-    """It as V1 and V2 read it, padded: (1, 3, height, width) float32."""
+    """Return that picture as V1 and V2 read it, padded: (1, 3, height, width) float32."""
     return network_input([picture(size)[..., ::-1]], *padded_size(*size))
 
 
@@ -241,8 +280,6 @@ def _candidates(
         costs = network_costs(network, 640, 640)
         if "eager" in engines:
             found.append(_eager(name, network, costs))
-        if "compile" in engines:
-            found.append(_compiled(name, network, costs))
         if "onnx" in engines:
             found.append(_exported(name, network, costs, folder))
     return found
@@ -262,29 +299,8 @@ def _eager(name: str, network: nn.Module, costs: dict[str, int]) -> Candidate:
     return Candidate(name, "eager", forward, complete, costs)
 
 
-def _compiled(name: str, network: nn.Module, costs: dict[str, int]) -> Candidate:
-    """torch.compile at COMPILE_SIZE; a line where this machine has no compiler for it."""
-
-    def forward(size: Size, threads: int) -> Call | None:
-        if size != COMPILE_SIZE:
-            return None
-        torch.compiler.reset()
-        compiled = torch.compile(network)
-        image = torch.from_numpy(prepared(size))
-        try:
-            with torch.inference_mode():
-                compiled(image)
-        except Exception as error:  # the compiler's errors have no common class
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            print(f"{name}: left out of torch.compile, which does not work here: {said}")
-            return None
-        return lambda: compiled(image)
-
-    return Candidate(name, "compile", forward, lambda size, threads: None, costs)
-
-
 def _exported(name: str, network: nn.Module, costs: dict[str, int], folder: Path) -> Candidate:
-    """Both forms for any size; a session fixes the size where it is timed."""
+    """Export both forms for any size; a session fixes the size that is timed."""
     paths = {form: folder / f"{name}_{form}.onnx" for form in ("raw", "end_to_end")}
     for form, path in paths.items():
         onnx.save(build(network, form=form), path)
@@ -305,7 +321,7 @@ def _exported(name: str, network: nn.Module, costs: dict[str, int], folder: Path
 
 
 def _peer(path: Path) -> Candidate:
-    """Another detector's file; one of a fixed size is timed at that size only."""
+    """Read another detector's file; one of a fixed size is timed at that size only."""
     first = OnnxPeer(path)
 
     def forward(size: Size, threads: int) -> Call | None:
@@ -326,7 +342,7 @@ def _peer(path: Path) -> Candidate:
 
 
 def _ap(candidate: Candidate, found: EvaluationSet) -> dict[str, float]:
-    """Exact AP in percent by setting, photos at long side 640."""
+    """Measure exact AP in percent by setting, photos at long side 640."""
     candidate.evaluated.score_threshold = 0.02
     faces = detect_photos(
         candidate.evaluated, found.photos, protocol="vga", progress=False, label=candidate.name

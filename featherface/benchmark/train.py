@@ -12,8 +12,7 @@ import pandas as pd
 import torch
 
 from featherface.anchors import make_anchors
-from featherface.benchmark.paired import one_thread
-from featherface.benchmark.speed import v1_or_untrained
+from featherface.benchmark.speed import one_thread, v1_or_untrained
 from featherface.config import TrainConfig
 from featherface.data.cache import CachedLoader, build_cache, make_batches
 from featherface.data.loader import EpochSampler, FaceDataset, FaceLoader, worker_count

@@ -61,7 +61,7 @@ def package(
     source: str | os.PathLike,
     metrics: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The content of the deployment file: tensors and plain data only, readable by `load_model`.
+    """Return the content of the deployment file: tensors and plain data, readable by `load_model`.
 
     checkpoint: what `source` holds (its settings, its data, the runs before it, the files that it
     is the mean of and its recorded evaluations are kept); metrics: what the export measured.
@@ -87,7 +87,7 @@ def package(
 
 
 def recorded(checkpoint: Mapping[str, Any]) -> list[Any]:
-    """The AP that evaluate.py --record has written into a weights file."""
+    """Return the AP that evaluate.py --record has written into a weights file."""
     return list(checkpoint.get("evaluations") or [])
 
 
@@ -152,7 +152,7 @@ def readme(
 
 
 def _use(names: Mapping[str, str], size: tuple[int, int] | None) -> list[str]:
-    """How to use the file that serves most; names: by kind."""
+    """Show how to use the most complete file; names: by kind."""
     whole = next((names[kind] for kind in ("end_to_end", "int8") if kind in names), None)
     lines = [_USE.format(onnx=whole or names["raw"], package=names["package"])]
     if not whole:
@@ -167,7 +167,7 @@ def _lines(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _parity(parity: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """What each file's check against the trained network gave."""
+    """Describe how far each file is from the trained network."""
     lines = [f"Against the trained network in PyTorch, on {parity['pictures']['count']} pictures "
              f"({parity['pictures']['from']}, {parity['pictures']['sizes']}):", ""]  # fmt: skip
     for name, values in parity.items():
@@ -206,7 +206,7 @@ def _int8_lines(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _precision(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The AP that the weights file carries."""
+    """Tabulate the AP recorded in the weights file."""
     if not evaluations:
         return ["AP: none recorded in the weights file (`scripts/evaluate.py --record`)."]
     rows = [(part["description"], part["protocol"], _settings(part)) for part in evaluations]
@@ -266,7 +266,7 @@ class Settings:
 
 @dataclass
 class Exported:
-    """What a run made: models by kind, and every figure it measured."""
+    """The models by kind, and each figure that was measured."""
 
     models: dict[str, ModelProto] = field(default_factory=dict)
     quantised: Quantised | None = None
@@ -343,7 +343,7 @@ def _measure(
     photos: list[np.ndarray],
     paths: Mapping[str, Path],
 ) -> dict[str, Any]:
-    """Every figure of the README, as plain data."""
+    """Return each figure of the README, as plain data."""
     size = settings.size
     sized = of_sizes(photos, size)
     sides = sorted(max(photo.shape[:2]) for photo in sized)
@@ -365,7 +365,7 @@ def _measure(
 
 
 def _int8(made: Exported, settings: Settings) -> dict[str, Any]:
-    """How many layers compute in 8 bits, and what that changes."""
+    """Count the layers that compute in 8 bits, and what that changes."""
     assert made.quantised
     return {
         "layers": len(made.quantised.layers),
@@ -385,7 +385,7 @@ def _tag(kinds: Iterable[str], size: Size | None) -> str:
 
 
 def _keeps(path: Path, content: Mapping[str, Any]) -> bool:
-    """Is the package of these weights there already?"""
+    """Return True if the package of these weights exists already."""
     try:
         return read_file(path)["source"]["sha256"] == content["source"]["sha256"]
     except (CheckpointError, KeyError, TypeError):
@@ -393,7 +393,7 @@ def _keeps(path: Path, content: Mapping[str, Any]) -> bool:
 
 
 def _facts(model: nn.Module, weights: str | os.PathLike, settings: Settings) -> dict[str, Any]:
-    """What the README says first."""
+    """Return the first lines of the README."""
     used = versions()
     packages = ("featherface", "torch", "onnxruntime", "python")
     return {
@@ -409,7 +409,7 @@ def _facts(model: nn.Module, weights: str | os.PathLike, settings: Settings) -> 
 
 
 def _processor() -> str:
-    """The processor's name where the system says it."""
+    """Return the processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
