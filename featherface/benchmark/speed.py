@@ -43,20 +43,6 @@ from featherface.images import network_input, padded_size, read_image
 from featherface.models.networks import FeatherFaceV1
 from featherface.onnx_detector import OnnxDetector, open_session
 
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Limit torch and OpenCV to one thread each, inside."""
-    before = cv2.getNumThreads(), torch.get_num_threads()
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        cv2.setNumThreads(before[0])
-        torch.set_num_threads(before[1])
-
-
 WARM_UP = 3  # rounds that are not counted
 Times = dict[str, np.ndarray]  # name → (rounds,) seconds
 
@@ -107,8 +93,8 @@ def operation_counter() -> FlopCounterMode:
 
     Two operations per output value, input channel and kernel tap, as for a plain convolution of
     that shape. Its offset and mask convolutions are plain ones; the bilinear sampling (4 more
-    multiply-accumulates per input channel and tap, shared by all output channels) is left out, as in
-    the published 1.24 G.
+    multiply-accumulates per input channel and tap, shared by all output channels) is left out, as
+    in the published 1.24 G.
     """
     known = {torch.ops.torchvision.deform_conv2d: _deformable}
     return FlopCounterMode(display=False, custom_mapping=known)
@@ -119,7 +105,7 @@ def _deformable(image: Any, weight: Any, *rest: Any, out_shape: Any, **options: 
 
 
 def file_costs(path: str | os.PathLike) -> dict[str, int]:
-    """Count the parameters (of convolutions and products, with biases) and bytes of an ONNX file."""
+    """Count the parameters (of convolutions and products) and bytes of an ONNX file."""
     model = onnx.load(os.fspath(path))
     return {"parameters": _weights(model), "bytes": Path(path).stat().st_size}
 
@@ -179,7 +165,7 @@ def compare_speed(
     rounds: int = 15,
     data: str | Path = "",
 ) -> pd.DataFrame:
-    """Time detectors in pairs: a row per detector, engine, size, number of threads and kind of time.
+    """Time detectors in pairs: a row per detector, engine, size, threads and kind of time.
 
     networks: {"V1": …, "V2": …}, trained, in eval mode. peers: ONNX files of other detectors. data:
     a data folder whose val split AP is measured on (long side 640), once per detector.

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -12,15 +11,14 @@ import pandas as pd
 import torch
 
 from featherface.anchors import make_anchors
-from featherface.benchmark.speed import one_thread, v1_or_untrained
+from featherface.benchmark.speed import v1_or_untrained
 from featherface.config import TrainConfig
-from featherface.data.cache import CachedLoader, build_cache, make_batches
-from featherface.data.loader import EpochSampler, FaceDataset, FaceLoader, worker_count
+from featherface.data.cache import build_cache, make_batches
+from featherface.data.loader import EpochSampler, worker_count
 from featherface.data.mixing import mix
 from featherface.data.widerface import read_split
 from featherface.detector import normalise
 from featherface.distributed import pick_device
-from featherface.images import open_photo, read_window
 from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
 from featherface.structures import Batch
 from featherface.training.optim import Averages, make_optimizer
@@ -33,7 +31,6 @@ from featherface.training.step import (
     worth_compiling,
 )
 
-LOADING_PHOTOS = 32  # photos that decoding and augmenting are measured on
 COLUMNS = ["part", "seconds", "images_per_second"]
 
 
@@ -50,10 +47,8 @@ def train_speed(
     """Measure each part of a distillation step, the step, and the step with its loader.
 
     Columns: part; seconds per batch (median of `rounds`, after one that is not counted); images/s.
-    `decode` and `augment` are those of one process: in training `num_workers` of them run at the
-    same time as the step, and a cache needs no decoding. `settings`: any of TrainConfig. `steps`:
-    the length of the planned run, by which `auto` settings decide. Raises DataError if `data` has
-    no training photos.
+    `settings`: any of TrainConfig. `steps`: the length of the planned run, by which `auto` settings
+    decide. Raises DataError if `data` has no training photos.
     """
     config = TrainConfig(image_size=image_size, batch_size=batch_size, data=str(data), **settings)
     device = pick_device(config.device)
@@ -61,9 +56,8 @@ def train_speed(
     cache = build_cache(chosen, config, device, progress=False)
     loader, sampler = make_batches(chosen, config, device, cache)
     bench = Bench(config, device, next(iter(loader)), steps=steps)
-    rows = _loading_rows(FaceDataset(chosen[:LOADING_PHOTOS], config), loader, device)
-    rows += bench.rows(rounds)
-    rows.append(_whole_row(bench, _endless(loader, sampler), rounds))
+    batches, workers = _endless(loader, sampler), worker_count(config.num_workers)
+    rows = bench.rows(rounds) + _loader_rows(bench, batches, rounds, workers=workers)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -168,42 +162,27 @@ def _row(part: str, seconds: float, images: int) -> dict[str, Any]:
     return {"part": part, "seconds": seconds, "images_per_second": images / seconds}
 
 
-def _loading_rows(
-    photos: FaceDataset, loader: FaceLoader | CachedLoader, device: torch.device
+def _loader_rows(
+    bench: Bench, batches: Iterator[Batch], rounds: int, *, workers: int
 ) -> list[dict[str, Any]]:
-    """Measure decoding and augmenting as a loader process does; with a cache, as the device."""
-    images, batch = range(len(photos)), photos.config.batch_size
+    """Measure the loader alone, and the step while the loader works, as in training."""
+    images = len(next(batches).images)  # the loader's processes have started
 
-    def decode() -> None:
-        for index in images:
-            plan, _ = photos.plan(index, open_photo(photos.photos[index].path))
-            read_window(plan.file, plan.window)
+    def load() -> None:
+        for _ in range(rounds):
+            bench.batch = next(batches)
 
-    with one_thread():
-        decode()
-        reading = timed(decode, device) / len(images)
-        both = timed(lambda: [photos.sample(index) for index in images], device) / len(images)
-    augmenting = max(both - reading, 1e-6)
-    if isinstance(loader, CachedLoader):
-        plans, size = next(iter(loader.plans)).plans, photos.config.image_size
-        render = partial(loader.cache.render, plans, size=size, device=device)
-        times = [timed(render, device) for _ in range(4)]
-        augmenting = float(np.median(times[1:])) / len(plans)
-    return [_row("decode", reading * batch, batch), _row("augment", augmenting * batch, batch)]
-
-
-def _whole_row(bench: Bench, batches: Iterator[Batch], rounds: int) -> dict[str, Any]:
-    """Measure the step while a loader works, as in training."""
-
-    def steps(number: int) -> None:
-        for _ in range(number):
+    def train() -> None:
+        for _ in range(rounds):
             bench.batch = next(batches)
             bench.run()
 
-    steps(1)  # the loader's processes have started
-    seconds = timed(lambda: steps(rounds), bench.device) / rounds
-    workers = worker_count(bench.config.num_workers)
-    return _row(f"step and loader ({workers} processes)", seconds, len(bench.batch.images))
+    names = (f"loader alone ({workers} processes)", "step and loader")
+    works = (load, train)
+    return [
+        _row(name, timed(work, bench.device) / rounds, images)
+        for name, work in zip(names, works, strict=True)
+    ]
 
 
 def _endless(loader: Any, sampler: EpochSampler) -> Iterator[Batch]:
@@ -215,7 +194,7 @@ def _endless(loader: Any, sampler: EpochSampler) -> Iterator[Batch]:
 def summary_line(table: pd.DataFrame, device: torch.device | str) -> str:
     """Say in one sentence what the table of `train_speed` shows."""
     step = table.loc[table["part"] == "step", "seconds"].iloc[0]
-    parts = table[~table["part"].str.contains("step|decode|augment")]
+    parts = table[~table["part"].str.contains("step|loader")]
     slowest = parts.loc[parts["seconds"].idxmax()]
     return (
         f"{table.iloc[-1]['images_per_second']:.1f} images/s on {device}; {slowest['part']} takes "

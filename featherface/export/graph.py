@@ -7,10 +7,6 @@ scores (K,) descending, landmarks (K, 5, 2), in pixels of the image.
 """
 
 import json
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,6 +30,7 @@ from featherface.export.end_to_end import wrap
 from featherface.export.network import Raw, deployed
 from featherface.images import padded_size
 from featherface.onnx_detector import open_session
+from featherface.onnx_export import export_onnx
 from featherface.structures import LANDMARK_NAMES
 
 if TYPE_CHECKING:
@@ -94,35 +91,14 @@ def _is_exact(size: Size | None) -> bool:
 
 
 def _export(module: nn.Module, form: str, size: Size | None, opset: int) -> ModelProto:
-    """torch.onnx.export of a module that reads (B, 3, H, W); end_to_end has B = 1."""
+    """Export a module that reads (B, 3, H, W); end_to_end has B = 1."""
     image, shapes = _example(form, size)
-    with _quiet():
-        program = torch.onnx.export(
-            module,
-            (image,),
-            input_names=["image"],
-            output_names=_OUTPUTS[form],
-            dynamic_shapes=shapes,
-            opset_version=opset,
-            dynamo=True,
-            verbose=False,
+    outputs = _OUTPUTS[form]
+    return tidy(
+        export_onnx(
+            module, image, inputs=["image"], outputs=outputs, dynamic_shapes=shapes, opset=opset
         )
-    assert program is not None
-    return tidy(program.model_proto)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's notes on its own insides."""
-    logger = logging.getLogger(_CHATTY)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(before)
+    )
 
 
 def _example(form: str, size: Size | None) -> tuple[Tensor, tuple | None]:
