@@ -34,7 +34,7 @@ demo: $(READY_DEV)
 
 test: $(READY_DEV)
 	@echo "==> running the tests"
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
 lint: $(READY_DEV)
 	@echo "==> ruff and mypy"
