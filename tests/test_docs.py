@@ -99,7 +99,7 @@ def test_examples_print_what_is_written(path, checkout, monkeypatch):
             assert printed.getvalue().splitlines() == re.findall(r"# -> (.*)$", block, re.M)
 
 
-@pytest.mark.parametrize("package", ["", ".evaluation", ".export"])
+@pytest.mark.parametrize("package", ["", ".evaluation", ".export", ".training"])
 def test_every_public_name_is_documented(package):
     text = (ROOT / "docs/api.md").read_text()
     names = import_module(f"featherface{package}").__all__
