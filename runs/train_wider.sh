@@ -1,24 +1,24 @@
 #!/bin/sh
-# The whole sequence on a machine with GPUs: check, benchmark, train, evaluate. It only has to be started:
+# Check, benchmark, train and evaluate on a machine with GPUs:
 #
-#     sh scripts/gpu_run.sh                       # one GPU, WIDER FACE in data/widerface
-#     GPUS=8 EPOCHS=400 DATA=/data/widerface sh scripts/gpu_run.sh
+#     sh runs/train_wider.sh                       # one GPU, WIDER FACE in data/widerface
+#     GPUS=8 EPOCHS=400 DATA=/data/widerface sh runs/train_wider.sh
 #
 # Results: $OUT/benchmark_train.csv, $OUT/training_log.csv, $OUT/FeatherFaceV2_final.pth, $OUT/evaluation.txt.
-# Started again it goes on where it was stopped (SIGTERM and Ctrl-C save).
+# Started again it continues where it was stopped (SIGTERM and Ctrl-C save).
 set -eu
 
 PYTHON=${PYTHON:-python}
 DATA=${DATA:-data/widerface}
 TEACHER=${TEACHER:-weights/featherface_v1.pth}
 OUT=${OUT:-weights/v2_gpu}
-GPUS=${GPUS:-1}        # processes, a GPU each
-BATCH=${BATCH:-128}    # images a step of all GPUs together; auto: what fits (one GPU)
+GPUS=${GPUS:-1}        # processes, one GPU each
+BATCH=${BATCH:-128}    # images per step of all GPUs together
 EPOCHS=${EPOCHS:-400}
 SIZE=${SIZE:-640}
 LR=${LR:-2e-3}
-CACHE=${CACHE:-auto}   # ram on a card of 24 GB; none to read the photos anew each epoch
-EXTRA=${EXTRA:-}       # more flags of train_v2.py, such as --min-face 2 or --anchor-sampling-prob 0.5
+CACHE=${CACHE:-auto}   # ram on a card of 24 GB; none to read the photos again in each epoch
+EXTRA=${EXTRA:-}       # more flags of train_v2.py, such as --min-face 2
 
 cd "$(dirname "$0")/.."
 mkdir -p "$OUT"
@@ -32,7 +32,7 @@ if [ ! -e "$OUT/benchmark_train.csv" ]; then
     for batch in 64 128 256; do
         "$PYTHON" scripts/benchmark.py train --data "$DATA" --teacher-model "$TEACHER" --image-size "$SIZE" \
             --batch-size "$batch" --cache "$CACHE" --photos 1024 --rounds 20 --out "$OUT/benchmark_train_$batch.csv" || {
-            echo "benchmark: a batch of $batch did not run; going on"; break; }
+            echo "benchmark: a batch of $batch did not run; continuing"; break; }
         cp "$OUT/benchmark_train_$batch.csv" "$OUT/benchmark_train.csv"
     done
 fi
