@@ -1,4 +1,7 @@
-"""The house: imports run one way, the face is quick to import, torch.load lives in one place."""
+"""Structure: imports run one way, modules are few and of a useful size, importing is quick.
+
+python tests/test_structure.py    # prints the counts that are tested here
+"""
 
 import ast
 import subprocess
@@ -20,6 +23,17 @@ FLOORS = (
     ("detect_files", "training", "export", "benchmark"),
     ("notebook",),
 )
+
+
+# Counts of featherface/. Lower a limit when code goes; do not raise one without a reason.
+LIMITS = {
+    "modules": 70,
+    "lines": 13_500,
+    "settings": 48,
+    "lines of the longest function": 60,
+    "modules behind a training step": 20,
+}
+LEAST_LINES, LEAST_FOR_ONE = 40, 60  # of a module; of one that only one other imports
 
 
 def floor_of(module: str) -> int:
@@ -76,6 +90,62 @@ def test_no_import_cycle():
         visit(module, ())
 
 
+def path_of(module: str) -> Path:
+    path = ROOT / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def lines_of(module: str) -> int:
+    return len(path_of(module).read_text().splitlines())
+
+
+def behind(module: str, found: set[str]) -> set[str]:
+    """The module and every one that it imports, directly or not."""
+    if module in MODULES and module not in found:
+        found.add(module)
+        for name in MODULES[module]:
+            behind(name, found)
+    return found
+
+
+def functions() -> list[tuple[int, str]]:
+    """Lines and place of every function."""
+    return [
+        (node.end_lineno - node.lineno + 1, f"{module}.{node.name}")
+        for module in MODULES
+        for node in ast.walk(ast.parse(path_of(module).read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+
+
+def counts() -> dict[str, int]:
+    from featherface.config import SETTINGS
+
+    return {
+        "modules": len(MODULES),
+        "lines": sum(map(lines_of, MODULES)),
+        "settings": len(SETTINGS),
+        "lines of the longest function": max(functions())[0],
+        "modules behind a training step": len(behind("featherface.training.step", set())),
+    }
+
+
+@pytest.mark.parametrize("what", LIMITS)
+def test_counts_stay_within_their_limits(what):
+    assert counts()[what] <= LIMITS[what], (what, max(functions()))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_is_worth_a_file(module):
+    if path_of(module).name in ("__init__.py", "errors.py"):
+        return
+    readers = [file for file in (*PACKAGE.rglob("*.py"), *(ROOT / "scripts").glob("*.py"))
+               if module in imports_of(file)]  # fmt: skip
+    assert readers, f"{module} is never imported"
+    least = LEAST_FOR_ONE if len(readers) == 1 else LEAST_LINES
+    assert lines_of(module) >= least, f"{module} is too small for a module of its own"
+
+
 def test_models_know_no_losses_and_losses_no_models():
     for module, imports in MODULES.items():
         forbidden = {
@@ -114,3 +184,8 @@ def test_every_public_name_resolves():
         assert getattr(featherface, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = featherface.nothing
+
+
+if __name__ == "__main__":
+    for what, count in counts().items():
+        print(f"{what:32}{count:>7,} (limit {LIMITS[what]:,})")
