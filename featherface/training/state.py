@@ -401,8 +401,3 @@ def resumed_config(path: Path, explicit: dict[str, Any]) -> TrainConfig:
         )
     # a run that has started keeps the name of the backbone weights it started from
     return config.replace(**(explicit | {"backbone_weights": config.backbone_weights}))
-
-
-def known_settings(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return those settings of a checkpoint that still exist."""
-    return {name: value for name, value in stored.items() if name in SETTINGS}
