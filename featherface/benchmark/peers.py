@@ -147,7 +147,7 @@ def _retinaface(outputs: Outputs, size: Size, threshold: float) -> tuple[np.ndar
 
 
 def _scrfd(outputs: Outputs, size: Size, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of scores (1, N, 1) a level, then distances (1, N, 4); two anchors a cell."""
+    """Decode scores (1, N, 1) per level, then distances (1, N, 4); two anchors per cell."""
     boxes, scores = [], []
     for level, stride in enumerate(STRIDES):
         score = outputs[level].reshape(-1)
@@ -160,7 +160,7 @@ def _scrfd(outputs: Outputs, size: Size, threshold: float) -> tuple[np.ndarray, 
 
 
 def _yunet(outputs: Outputs, size: Size, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Of classes (1, N, 1) a level, then objectness, then centre and ln size (1, N, 4)."""
+    """Decode classes (1, N, 1) per level, then objectness, then centre and ln size (1, N, 4)."""
     boxes, scores = [], []
     for level, stride in enumerate(STRIDES):
         both = outputs[level].reshape(-1).clip(0, 1) * outputs[3 + level].reshape(-1).clip(0, 1)

@@ -52,7 +52,7 @@ def _drawn(index: int) -> np.ndarray:
 
 
 def of_sizes(photos: Sequence[np.ndarray], size: Size | None) -> list[np.ndarray]:
-    """The photos in turn with each long side of SIDES, or all on canvases of one size (height,
+    """Return the photos at the long sides of SIDES, or all on canvases of one size (height,
     width)."""
     if size is not None:
         return [_on_canvas(photo, *size) for photo in photos]
@@ -114,7 +114,7 @@ def raw_parity(
 
 
 def _limits(model: nn.Module) -> tuple[float, float]:
-    """What rounding may change: scores, and boxes in pixels.
+    """Return the limits of rounding: scores, and boxes in pixels.
 
     V1's deformable convolutions amplify rounding in boxes that nobody would take for a face.
     """

@@ -242,7 +242,7 @@ HOLDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What to export.
+    """Choices of an export.
 
     size: height, width; None: any. photos: a folder of photos to check and calibrate on; "": drawn
     pictures.
@@ -376,7 +376,7 @@ def _int8(made: Exported, settings: Settings) -> dict[str, Any]:
 
 
 def _tag(kinds: Iterable[str], size: Size | None) -> str:
-    """What tells a run's README from the main one: "" where the run makes the end-to-end form for
+    """Return the suffix of a run's README: "" where the run makes the end-to-end form for
     any size, else "_640x640", "_raw", …: such a run adds files to those of another."""
     if "end_to_end" in kinds and size is None:
         return ""

@@ -1,4 +1,4 @@
-"""What the cells of notebooks/03_train_evaluate_featherface_v2.ipynb need beyond the library.
+"""Helpers of notebooks/03_train_evaluate_featherface_v2.ipynb beyond the library.
 
 Paths and settings of a run, training as a separate process, tables of settings and weights, and
 the record. Everything else that a cell calls is the library's public API.

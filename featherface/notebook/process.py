@@ -31,7 +31,7 @@ _children: list[subprocess.Popen] = []  # kept, or Python would warn that they s
 
 @dataclass(frozen=True)
 class Status:
-    """What is known about a run.
+    """The state of a run.
 
     state: "running"; "finished"; "stopped"; "failed" (with an error, or killed); "other" (the
     folder holds a run with other settings); "none". epoch: epochs done. line: one line for people.

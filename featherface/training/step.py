@@ -1,4 +1,4 @@
-"""What V1 and V2 learn from a batch: the supervised step, the distilled step and the teacher."""
+"""A training step of V1 and of V2: supervised, distilled, and the teacher."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
