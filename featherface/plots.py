@@ -356,8 +356,10 @@ _SUFFIX = r"_(dyn|\d+x\d+)$"  # of the files' names: which sizes they take
 
 
 def plot_speed_against_ap(table: "pd.DataFrame", *, title: str = "") -> Figure:
-    """A point a detector and AP setting: milliseconds of a forward at 640×640 on one thread in ONNX
-    Runtime, against exact AP in percent. `table`: of `speed`. DataError where it has no AP."""
+    """Plot exact AP against the time of a forward: a point per detector and AP setting.
+
+    table: of `compare_speed`; times at 640×640 on one thread in ONNX Runtime. DataError without AP.
+    """
     settings = [name for name in table.columns if name.startswith("ap_")]
     if not settings:
         raise DataError("no detector has an AP: give --data")

@@ -28,7 +28,7 @@ def count(text: str) -> int:
 
 def main() -> None:
     """Read the flags, measure, print a table and write it."""
-    options = parser(__doc__)
+    options = parser("Measure speed: of detectors, and of the parts of a training step.")
     commands = options.add_subparsers(required=True, metavar="what")
     _add_speed(commands)
     _add_train(commands)
