@@ -11,8 +11,8 @@ READY_DEV = $(VENV)/.ready-dev
 .PHONY: help demo test lint clean
 
 help:
-	@echo "make demo   run the notebook: synthesise photos, train V1, distil V2, evaluate, export (about 8 minutes on 2 cores)"
-	@echo "make test   run the tests (under 10 minutes on 2 cores)"
+	@echo "make demo   run the notebook: synthesise photos, train V1, distil V2, evaluate, export (12 minutes on 2 busy cores)"
+	@echo "make test   run the tests (6 minutes on 2 cores)"
 	@echo "make lint   ruff and mypy"
 	@echo "make clean  remove the environment and caches; data, weights and results stay"
 

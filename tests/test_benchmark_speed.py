@@ -178,7 +178,7 @@ def test_scrfds_and_yunets_kinds(tmp_path):
 def test_an_unknown_kind_is_timed_but_does_not_detect(tmp_path):
     found = peer(tmp_path, "other", {"x": zeros(1, 7)})
     assert found.kind is UNKNOWN and found.forward(zeros(1, 3, 64, 64))[0].shape == (1, 7)
-    with pytest.raises(CheckpointError, match="of no kind that is known"):
+    with pytest.raises(CheckpointError, match="unknown kind of model; it can only be timed"):
         found.detect(np.zeros((8, 8, 3), np.uint8))
 
 

@@ -251,7 +251,7 @@ def test_sizes_as_text():
 
 def test_settings_that_cannot_work(weights, tmp_path):
     for settings, said in (
-        (Settings(opset=17), "opset must lie in"),
+        (Settings(opset=17), "opset must be 18 to 23; got 17"),
         (Settings(forms=()), "nothing to export"),
         (Settings(int8=True, size=(64, 64)), "INT8 is made for any size"),
     ):
@@ -284,7 +284,7 @@ def test_the_script_ends_with_one_line_for_wrong_input(weights, tmp_path, monkey
     for arguments, said in (
         (("--weights", other), "of another project"),
         (("--weights", cut), "damaged or cut short"),
-        (("--weights", weights, "--opset", 17), "opset must lie in 18..23"),
+        (("--weights", weights, "--opset", 17), "opset must be 18 to 23; got 17"),
         (("--weights", weights, "--size", "big"), "HEIGHTxWIDTH"),
         (("--weights", weights, "--calibration", tmp_path / "photos"), "not an image"),
     ):

@@ -72,7 +72,7 @@ class OnnxPeer:
     def detect(self, image: ImageSource, *, bgr: bool = False) -> Detections:
         """Faces of one image, without landmarks (zeros). CheckpointError for an unknown kind."""
         if self.kind is UNKNOWN:
-            raise CheckpointError(f"{self.path}: of no kind that is known here; it can be timed")
+            raise CheckpointError(f"{self.path}: unknown kind of model; it can only be timed")
         picture = read_image(image, bgr=bgr)
         tensor, scale = self.prepare(picture)
         boxes, scores = _DECODE[self.kind.name](

@@ -168,8 +168,8 @@ def make_curve(
         thresholds=scores[ends - 1],
         recall=recall,
         precision=precision,
-        ap=_area(*official) if faces else math.nan,
-        ap_exact=_area(recall, precision) if faces else math.nan,
+        ap=_area_under(*official) if faces else math.nan,
+        ap_exact=_area_under(recall, precision) if faces else math.nan,
         faces=faces,
     )
 
@@ -189,7 +189,7 @@ def _points(true: np.ndarray, ends: np.ndarray, faces: int) -> tuple[np.ndarray,
     return recall, hits / np.maximum(ends, 1)
 
 
-def _area(recall: np.ndarray, precision: np.ndarray) -> float:
+def _area_under(recall: np.ndarray, precision: np.ndarray) -> float:
     """Area under the envelope of precision."""
     recall = np.concatenate([[0.0], recall, [1.0]])
     precision = np.concatenate([[0.0], precision, [0.0]])

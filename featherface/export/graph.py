@@ -77,7 +77,7 @@ def check_settings(model: nn.Module, *, form: str, size: Size | None, opset: int
     if form not in FORMS:
         raise ConfigError(f"form must be one of {', '.join(FORMS)}; got {form!r}")
     if opset not in OPSETS:
-        raise ConfigError(f"opset must lie in {OPSETS[0]}..{OPSETS[-1]}; got {opset}")
+        raise ConfigError(f"opset must be {OPSETS[0]} to {OPSETS[-1]}; got {opset}")
     if getattr(model, "name", "") == "v1" and opset < _DEFORMABLE_SINCE:
         raise ConfigError(
             f"V1's deformable convolutions need opset {_DEFORMABLE_SINCE} or newer; got {opset}"

@@ -1,7 +1,7 @@
 """Two processes, one thread each, gradients averaged: python train.py RUN [--until 10:34 | --steps N] …
 
 Writes runs/RUN/log.txt, every SAVE seconds runs/RUN/state.pth (weights, averaged weights, optimizer, step) and
-averaged weights as runs/RUN/NNNN.pth in the project's format. --resume goes on from runs/RUN/state.pth.
+averaged weights as runs/RUN/NNNN.pth in the project's format. --resume continues from runs/RUN/state.pth.
 """
 import argparse
 import datetime
