@@ -21,7 +21,7 @@ from featherface.drawing import draw
 from featherface.errors import ConfigError, DataError
 from featherface.face_detector import FaceDetector
 from featherface.files import atomic_path, write_text
-from featherface.images import PHOTO_SUFFIXES, read_image
+from featherface.images import PHOTO_SUFFIXES, files_below, read_image
 from featherface.structures import LANDMARK_NAMES, Detections
 
 VIDEO_SUFFIXES = frozenset(".mp4 .m4v .mov .avi .mkv .webm .mpg .mpeg .wmv .flv .3gp".split())
@@ -139,10 +139,8 @@ def _find(
             raise ConfigError(f"the output folder {out} is also an input: choose another")
         found = [
             InputFile(file, file.relative_to(path).as_posix())
-            for file in sorted(path.rglob("*"))
-            if file.suffix.lower() in PHOTO_SUFFIXES | VIDEO_SUFFIXES
-            and not file.is_dir()
-            and out.resolve() not in file.resolve().parents
+            for file in files_below(path, PHOTO_SUFFIXES | VIDEO_SUFFIXES)
+            if out.resolve() not in file.resolve().parents
         ]
         if not found:
             report.skip(f"{path} holds no photo or video")

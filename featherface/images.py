@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple, Union
 
@@ -54,6 +54,18 @@ def read_image(source: ImageSource, *, bgr: bool = False) -> np.ndarray:
         f"cannot read a picture from {type(source).__name__}: "
         "give a path, a PIL image or a uint8 array"
     )
+
+
+def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """The sorted files of these suffixes in a folder and its subfolders.
+
+    Files whose name begins with "." are left out: other systems leave previews next to photos.
+    """
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
+    ]
 
 
 def check_several(images: object) -> None:

@@ -18,48 +18,37 @@ def check(root, **options):
     return verify(root, progress=False, **options)
 
 
-def test_a_subset_is_ready_and_said_to_be_one(tmp_path):
+def test_a_subset_is_told_from_a_full_set(tmp_path, monkeypatch):
     official_set(tmp_path, "train")
     official_set(tmp_path, "val")
     report = check(tmp_path)
-    assert report.ready
-    assert report.verdict.startswith("ready: train 2 photos, 3 faces; val 2 photos, 3 faces")
-    assert "subset" in report.verdict and "2 of 12,880 photos" in str(report)
-    assert "insightface" in str(report), "how to get landmarks"
-    assert report.to_dataframe()["photos"].tolist() == [2, 2]
+    assert not (report.problems or report.absent or report.is_full)
+    assert report.table["split"].tolist() == ["train", "val"]
+    assert report.table["faces"].tolist() == [3, 3] and not report.table["with landmarks"].any()
+    assert report.table["annotation"][0] == "wider_face_split/wider_face_train_bbx_gt.txt"
+    for split in ("train", "val"):
+        monkeypatch.setitem(FULL_COUNTS, split, 2)
+    assert check(tmp_path).is_full
 
 
-def test_a_full_split_is_told_from_a_subset(tmp_path, monkeypatch):
-    official_set(tmp_path, "train")
-    official_set(tmp_path, "val")
+def test_one_split_alone_can_be_used(tmp_path, monkeypatch):
     monkeypatch.setitem(FULL_COUNTS, "train", 2)
-    monkeypatch.setitem(FULL_COUNTS, "val", 2)
-    assert "all of WIDER FACE" in check(tmp_path).verdict
-
-
-def test_landmarks_are_counted(tmp_path):
     retinaface_set(tmp_path)
     report = check(tmp_path)
-    assert report.splits[0].faces_with_landmarks == 3
-    assert report.splits[0].files.kind == "landmarks"
-    assert "insightface" not in str(report)
+    assert report.table["with landmarks"].tolist() == [3]
     assert len(report.absent) == 1 and "val" in report.absent[0]
-    assert report.ready, "train alone can be trained on"
+    assert not report.problems and not report.is_full
 
 
-def test_missing_and_unreadable_photos_make_it_not_ready(tmp_path):
+def test_missing_and_damaged_photos_are_problems(tmp_path):
     official_set(tmp_path)
     folder = tmp_path / "WIDER_train" / "images"
     first, second = (folder / name for name in PHOTOS)
-    first.unlink()
     second.write_bytes(second.read_bytes()[:-10])
-    report = check(tmp_path)
-    assert not report.ready
-    assert report.splits[0].missing == (next(iter(PHOTOS)),)
-    assert "truncated" in report.splits[0].unreadable[0]
-    assert report.verdict.startswith("not ready: train: 1 photos missing")
-    assert str(first) in report.verdict and str(second) in report.verdict
-    assert "\n" not in report.verdict
+    for count, path in ((1, second), (2, first)):
+        (problem,) = check(tmp_path).problems
+        assert f"train: {count} unusable photos, first: photo {path}" in problem
+        first.unlink(missing_ok=True)
 
 
 def test_deep_finds_damage_that_header_and_end_do_not_show(tmp_path):
@@ -68,34 +57,27 @@ def test_deep_finds_damage_that_header_and_end_do_not_show(tmp_path):
     data = path.read_bytes()
     scan = data.rfind(b"\xff\xc4")  # the last Huffman table is damaged
     path.write_bytes(data[: scan + 4] + b"\xff" * 40 + data[scan + 44 :])
-    assert check(tmp_path).ready
-    assert not check(tmp_path, deep=True).ready
+    assert not check(tmp_path).problems
+    assert check(tmp_path, deep=True).problems
 
 
-def test_the_fingerprint_follows_the_boxes_not_the_layout(tmp_path):
-    official_set(tmp_path / "one")
-    retinaface_set(tmp_path / "two")
-    changed = {**PHOTOS, "0--Parade/a.jpg": [(10, 20, 30, 25)]}
-    official_set(tmp_path / "three", photos=changed)
-    one, two, three = (
-        check(tmp_path / name).splits[0].fingerprint for name in ("one", "two", "three")
-    )
-    assert one == two != three
-
-
-def test_invalid_faces_change_neither_fingerprint_nor_counts(tmp_path):
+def test_the_fingerprint_follows_the_valid_boxes_not_the_layout(tmp_path):
     invalid = (3, 3, 20, 20, 0, 0, 0, 1)
     official_set(tmp_path / "one")
-    official_set(tmp_path / "two", photos={n: [*rows, invalid] for n, rows in PHOTOS.items()})
-    one, two = (check(tmp_path / name).splits[0] for name in ("one", "two"))
-    assert (one.fingerprint, one.faces) == (two.fingerprint, two.faces)
+    retinaface_set(tmp_path / "two")
+    official_set(tmp_path / "three", photos={n: [*rows, invalid] for n, rows in PHOTOS.items()})
+    official_set(tmp_path / "four", photos={**PHOTOS, "0--Parade/a.jpg": [(10, 20, 30, 25)]})
+    tables = [check(tmp_path / name).table for name in ("one", "two", "three", "four")]
+    one, two, three, four = (table["fingerprint"][0] for table in tables)
+    assert one == two == three != four
+    assert tables[2]["faces"].tolist() == [3]
 
 
 def test_one_set_without_splits_is_reported_once(tmp_path):
     official_set(tmp_path / "x")
     (tmp_path / "x" / "WIDER_train" / "images").rename(tmp_path / "images")
     write_text(tmp_path / "bbx_gt.txt", official_text(PHOTOS))
-    assert len(check(tmp_path).splits) == 1
+    assert len(check(tmp_path).table) == 1
 
 
 def run_script(*arguments):
@@ -108,11 +90,11 @@ def test_the_script_ends_with_a_verdict_and_its_exit_code(tmp_path):
     official_set(tmp_path)
     good = run_script("--data", tmp_path)
     assert good.returncode == 0, good.stderr
-    assert good.stdout.splitlines()[-1].startswith("ready: ")
+    assert good.stdout.splitlines()[-1].startswith("ready: a subset")
+    assert good.stdout.count("not found: no val photos") == 1 and "insightface" in good.stdout
     bad = run_script("--data", tmp_path / "nowhere")
-    assert bad.returncode == 2
-    assert bad.stdout.splitlines()[-1].startswith("not ready: ")
-    assert "--download" in bad.stdout and "Traceback" not in bad.stderr
+    assert bad.returncode == 2 and not bad.stdout
+    assert bad.stderr.startswith("error: data folder") and bad.stderr.count("--download") == 1
     write_text(tmp_path / "train" / "label.txt", landmark_text(PHOTOS) + "1 2 3\n")
     malformed = run_script("--data", tmp_path)
     assert malformed.returncode == 2
@@ -146,7 +128,7 @@ def test_download_makes_a_set_that_is_ready(tmp_path, internet):
     root = tmp_path / "data" / "widerface"
     download(root)
     assert internet == ["WIDER_train.zip", "WIDER_val.zip", "wider_face_split.zip"]
-    assert check(root).ready
+    assert not check(root).problems
     download(root)
     assert len(internet) == 3, "what is there is not fetched again"
     assert not list(root.glob(".*")), "no partial folder is left"
@@ -163,7 +145,7 @@ def test_an_interrupted_unpacking_is_done_again(tmp_path, internet, monkeypatch)
             download(tmp_path / "data")
     assert not (tmp_path / "data" / "WIDER_train").exists()
     download(tmp_path / "data")
-    assert check(tmp_path / "data").ready
+    assert not check(tmp_path / "data").problems
 
 
 def test_an_archive_placed_by_hand_is_used(tmp_path, internet, monkeypatch):
@@ -175,7 +157,7 @@ def test_an_archive_placed_by_hand_is_used(tmp_path, internet, monkeypatch):
         "torchvision.datasets.utils.check_integrity", lambda path, md5=None: Path(path).is_file()
     )
     download(tmp_path / "second")
-    assert len(internet) == 3 and check(tmp_path / "second").ready
+    assert len(internet) == 3 and not check(tmp_path / "second").problems
 
 
 def test_a_failed_download_is_one_clear_line(tmp_path, monkeypatch):

@@ -52,9 +52,7 @@ def test_landmarks_are_read_as_points(tmp_path):
 def test_the_annotation_with_landmarks_is_preferred(tmp_path):
     official_set(tmp_path)
     label = write_text(tmp_path / "train" / "label.txt", landmark_text(PHOTOS))
-    source = find_dataset(tmp_path)
-    assert (source.annotation, source.kind) == (label, "landmarks")
-    assert source.images == tmp_path / "WIDER_train" / "images"
+    assert find_dataset(tmp_path) == (tmp_path / "WIDER_train" / "images", label)
 
 
 def test_a_label_file_without_landmarks_is_not_preferred(tmp_path):
@@ -238,10 +236,10 @@ def test_unlabelled_names_do_not_depend_on_how_the_folder_is_given(tmp_path, mon
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("{0}/none", r"none does not exist; check the path"),
-        ("{0}/full,{0}/none", r"none does not exist; check the path"),
+        ("{0}/none", r"none does not exist or is a file; correct"),
+        ("{0}/full,{0}/none", r"none does not exist or is a file; correct"),
         ("{0}/empty", r"no photo in .*empty or below it .*\.webp.*; put some there"),
-        ("{0}/full/a.jpg", r"a\.jpg is a file; give the folder"),
+        ("{0}/full/a.jpg", r"a\.jpg does not exist or is a file"),
         ("{0}/full,", r"comma without a folder"),
         (",", r"comma without a folder"),
     ],

@@ -195,9 +195,9 @@ def _parse_row(where: str, row: str, kind: str) -> list[float]:
     return values + [FILLER[kind]] * (widths[0] - len(cells))
 
 
-def first_names(path: Path, kind: str) -> list[str]:
+def first_names(path: Path) -> list[str]:
     """Names of photos near the start of an annotation, without a check of its rows."""
-    if kind == LANDMARKS:
+    if annotation_kind(path) == LANDMARKS:
         return [line[1:].strip() for line in _head(path) if line.startswith("#")]
     return [line for line in _head(path) if not _is_row(line) and not line.isdecimal()]
 

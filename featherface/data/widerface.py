@@ -3,23 +3,17 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from tqdm.auto import tqdm
 
-from featherface.data.annotations import (
-    Photo,
-    annotation_kind,
-    first_names,
-    holds_landmarks,
-    read_annotations,
-)
+from featherface.data.annotations import Photo, first_names, holds_landmarks, read_annotations
 from featherface.errors import DataError
-from featherface.images import PHOTO_SUFFIXES, decode, open_photo
+from featherface.images import PHOTO_SUFFIXES, decode, files_below, open_photo
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,21 +22,13 @@ SPLITS = ("train", "val", "test")
 FULL_COUNTS = {"train": 12_880, "val": 3_226, "test": 16_097}
 HOW_TO_GET = "get the data with: python scripts/prepare_data.py --download --data"
 WEBSITE = "http://shuoyang1213.me/WIDERFACE"
-LANDMARK_HELP = (
-    "no landmarks here: training works without (the landmark loss is masked, or the teacher "
-    "supplies them); for real ones get RetinaFace's annotation package, linked from "
-    "https://github.com/deepinsight/insightface/tree/master/detection/retinaface, and put its "
-    "train/label.txt under {root}/train/"
-)
 
 
-@dataclass(frozen=True)
-class SplitFiles:
+class SplitFiles(NamedTuple):
     """The paths of one split."""
 
     images: Path
     annotation: Path
-    kind: str  # "official" or "landmarks": the format of the annotation
 
 
 def find_dataset(root: str | Path, split: str = "train", annotation: str | Path = "") -> SplitFiles:
@@ -58,42 +44,30 @@ def find_dataset(root: str | Path, split: str = "train", annotation: str | Path 
         raise DataError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
     if annotation:
         return _files_of(Path(annotation), root, split)
-    if root.is_file():
-        raise DataError(f"{root} is a file; give the folder of the data set")
     if not root.is_dir():
-        raise DataError(f"data folder {root} does not exist; {HOW_TO_GET} {root}")
+        raise DataError(f"data folder {root} does not exist or is a file; {HOW_TO_GET} {root}")
     images = next((folder for folder in _image_folders(root, split) if folder.is_dir()), None)
     if images is None:
         raise DataError(
             f"no {split} photos under {root}: expected WIDER_{split}/images, {split}/images or "
             f"images; {HOW_TO_GET} {root}"
         )
-    files = [path for path in _annotation_files(root, split, images) if path.is_file()]
+    official = f"wider_face_{split}_bbx_gt.txt"
+    names = [f"wider_face_split/{official}", f"{split}/{official}", f"{split}/label.txt",
+             f"WIDER_{split}/{official}", f"WIDER_{split}/label.txt"]  # fmt: skip
+    if images == root / "images":  # a set without splits; else these could belong to another
+        names = [*names, official, "bbx_gt.txt", "label.txt"]
+    files = [root / name for name in names if (root / name).is_file()]
     if not files:
-        expected = f"wider_face_split/wider_face_{split}_bbx_gt.txt or {split}/label.txt"
-        if images == root / "images":
-            expected = "bbx_gt.txt or label.txt next to images"
         raise DataError(
-            f"photos are in {images}, but no {split} annotation under {root}: expected {expected}"
+            f"photos are in {images}, but no {split} annotation under {root}: expected "
+            + " or ".join(names)
         )
-    chosen = next((path for path in files if holds_landmarks(path)), files[0])
-    return SplitFiles(images, chosen, annotation_kind(chosen))
+    return SplitFiles(images, next(filter(holds_landmarks, files), files[0]))
 
 
 def _image_folders(root: Path, split: str) -> list[Path]:
     return [root / f"WIDER_{split}" / "images", root / split / "images", root / "images"]
-
-
-def _annotation_files(root: Path, split: str, images: Path) -> list[Path]:
-    official = f"wider_face_{split}_bbx_gt.txt"
-    folders = {
-        root / "wider_face_split": (official,),
-        root / split: (official, "label.txt"),
-        root / f"WIDER_{split}": (official, "label.txt"),
-    }
-    if images == root / "images":  # a set without splits; else its files could belong to another
-        folders[root] = (official, "bbx_gt.txt", "label.txt")
-    return [folder / name for folder, names in folders.items() for name in names]
 
 
 def _files_of(annotation: Path, root: Path, split: str) -> SplitFiles:
@@ -102,11 +76,10 @@ def _files_of(annotation: Path, root: Path, split: str) -> SplitFiles:
     folders = [annotation.parent / "images"]
     for base in (root, annotation.parent.parent):
         folders += [folder for name in splits for folder in _image_folders(base, name)]
-    kind = annotation_kind(annotation)
-    names = first_names(annotation, kind)
+    names = first_names(annotation)
     for folder in folders:
         if any((folder / name).is_file() for name in names):
-            return SplitFiles(folder, annotation, kind)
+            return SplitFiles(folder, annotation)
     raise DataError(
         f"the photos that {annotation} names (first: {names[0] if names else 'none'}) are neither "
         f"in {annotation.parent / 'images'} nor under {root}; {HOW_TO_GET} {root}"
@@ -139,22 +112,15 @@ def read_unlabelled(folders: str) -> list[Photo]:
 def photos_in(folder: str | os.PathLike, flag: str) -> list[Photo]:
     """Photos of one folder and its subfolders, as in `read_unlabelled`. flag: named in errors."""
     folder = Path(folder).expanduser()  # the shell expands only the first of several
-    if folder.is_file():
-        raise DataError(f"{flag}: {folder} is a file; give the folder that holds the photos")
     if not folder.is_dir():
-        raise DataError(f"{flag}: folder {folder} does not exist; check the path or leave it out")
-    paths = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in PHOTO_SUFFIXES
-        and not path.name.startswith(".")  # previews that other systems leave next to photos
-        and path.is_file()
-    ]
-    if not paths:
-        suffixes = " ".join(sorted(PHOTO_SUFFIXES))
         raise DataError(
-            f"{flag}: no photo in {folder} or below it ({suffixes}); put some there or leave the "
-            "folder out"
+            f"{flag}: folder {folder} does not exist or is a file; correct the path or leave it out"
+        )
+    paths = files_below(folder, PHOTO_SUFFIXES)
+    if not paths:
+        raise DataError(
+            f"{flag}: no photo in {folder} or below it ({' '.join(sorted(PHOTO_SUFFIXES))}); put "
+            "some there or leave the folder out"
         )
     root = folder.resolve().name  # also where the folder is given as "."
     return [
@@ -177,103 +143,17 @@ def fingerprint(photos: Sequence[Photo]) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class SplitReport:
-    """The content of one split."""
+class DataReport(NamedTuple):
+    """The content of a data folder; without a problem it can be used."""
 
-    split: str
-    files: SplitFiles
-    photos: int
-    faces: int
-    faces_with_landmarks: int
-    missing: tuple[str, ...]  # names of photos that do not exist
-    unreadable: tuple[str, ...]  # one line each: which photo and why
-    fingerprint: str  # SHA-256 of the sorted names and boxes
+    table: "pd.DataFrame"  # one row per split that was found
+    problems: list[str]  # one line each
+    absent: list[str]  # one line for each split that was not found
 
     @property
     def is_full(self) -> bool:
-        """True for WIDER FACE's whole split, False for a subset or another set."""
-        return self.photos == FULL_COUNTS[self.split]
-
-    @property
-    def problems(self) -> list[str]:
-        """One phrase for each thing that makes the split unusable."""
-        found = [] if self.photos else [f"{self.split}: the annotation names no photo"]
-        if self.missing:
-            example = self.files.images / self.missing[0]
-            found.append(f"{self.split}: {len(self.missing):,} photos missing, first {example}")
-        if self.unreadable:
-            count = len(self.unreadable)
-            found.append(f"{self.split}: {count:,} photos unreadable, first: {self.unreadable[0]}")
-        return found
-
-    def __str__(self) -> str:
-        share = "complete" if self.is_full else "a subset or another set"
-        return (
-            f"{self.split}: {self.photos:,} of {FULL_COUNTS[self.split]:,} photos ({share}), "
-            f"{self.faces:,} faces, {self.faces_with_landmarks:,} with landmarks\n"
-            f"  photos      {self.files.images}\n"
-            f"  annotation  {self.files.annotation} ({self.files.kind} format)\n"
-            f"  fingerprint {self.fingerprint}"
-        )
-
-
-@dataclass(frozen=True)
-class DataReport:
-    """The state of a data folder; `str(report)` is for people, `to_dataframe` for notebooks."""
-
-    root: Path
-    splits: tuple[SplitReport, ...]
-    absent: tuple[str, ...]  # one line for each split that was not found
-
-    @property
-    def problems(self) -> list[str]:
-        found = [problem for split in self.splits for problem in split.problems]
-        return found if self.splits else [*found, *self.absent]
-
-    @property
-    def ready(self) -> bool:
-        """True if a split was found and all photos of the found ones are usable."""
-        return not self.problems
-
-    @property
-    def verdict(self) -> str:
-        """One line: `ready: …` or `not ready: …`."""
-        if self.problems:
-            return f"not ready: {'; '.join(self.problems)}"
-        parts = [
-            f"{item.split} {item.photos:,} photos, {item.faces:,} faces" for item in self.splits
-        ]
-        whole = all(item.is_full for item in self.splits) and not self.absent
-        extent = "all of WIDER FACE train and val" if whole else "a subset or another set"
-        return f"ready: {'; '.join(parts)} ({extent})"
-
-    def to_dataframe(self) -> "pd.DataFrame":
-        """One row per split."""
-        import pandas as pd
-
-        rows = [
-            {
-                "split": item.split,
-                "photos": item.photos,
-                "of": FULL_COUNTS[item.split],
-                "faces": item.faces,
-                "with landmarks": item.faces_with_landmarks,
-                "annotation": item.files.kind,
-                "missing": len(item.missing),
-                "unreadable": len(item.unreadable),
-                "fingerprint": item.fingerprint[:12],
-            }
-            for item in self.splits
-        ]
-        return pd.DataFrame(rows)
-
-    def __str__(self) -> str:
-        lines = [f"data folder {self.root}", *map(str, self.splits)]
-        lines += [f"not found: {line}" for line in self.absent]
-        if self.splits and not any(item.faces_with_landmarks for item in self.splits):
-            lines.append(LANDMARK_HELP.format(root=self.root))
-        return "\n".join([*lines, self.verdict])
+        """True for the whole of WIDER FACE's splits, False for a subset or another set."""
+        return not self.absent and bool((self.table["photos"] == self.table["in WIDER FACE"]).all())
 
 
 def verify(
@@ -286,45 +166,49 @@ def verify(
     """Check every photo that the annotations under `root` name, and describe the data.
 
     By default a photo's header and end-of-image marker are checked; `deep` decodes every pixel.
-    A missing split is reported as absent. Raises DataError for a malformed annotation.
+    A set without splits is described once. Raises DataError if no split is found, and for a
+    malformed annotation.
     """
-    root = Path(root)
-    reports: list[SplitReport] = []
-    absent: dict[str, None] = {}  # ordered, without repeats
+    import pandas as pd
+
+    found: dict[SplitFiles, str] = {}
+    absent = []
     for split in splits:
         try:
-            files = find_dataset(root, split)
+            found.setdefault(find_dataset(root, split), split)
         except DataError as error:
-            absent[str(error)] = None
-            continue
-        if all(item.files != files for item in reports):  # a set without splits is found twice
-            reports.append(_verify_split(split, files, deep=deep, progress=progress))
-    return DataReport(root, tuple(reports), tuple(absent))
+            absent.append(str(error))
+    if not found:
+        raise DataError(absent[0])
+    rows, problems = [], []
+    for files, split in found.items():
+        photos = read_annotations(files.annotation, files.images)
+        bar = tqdm(photos, desc=f"check {split}", unit="photo", disable=not progress)
+        unusable = [problem for photo in bar if (problem := _problem(photo, deep=deep))]
+        if unusable:
+            problems.append(f"{split}: {len(unusable):,} unusable photos, first: {unusable[0]}")
+        rows.append({
+            "split": split,
+            "photos": len(photos),
+            "in WIDER FACE": FULL_COUNTS[split],
+            "unusable": len(unusable),
+            "faces": sum(len(photo.boxes) for photo in photos),
+            "with landmarks": sum(int(photo.landmark_mask.any(1).sum()) for photo in photos),
+            "images": files.images.relative_to(root).as_posix(),
+            "annotation": files.annotation.relative_to(root).as_posix(),
+            "fingerprint": fingerprint(photos)[:12],
+        })  # fmt: skip
+    return DataReport(pd.DataFrame(rows), problems, absent)
 
 
-def _verify_split(split: str, files: SplitFiles, *, deep: bool, progress: bool) -> SplitReport:
-    photos = read_annotations(files.annotation, files.images)
-    missing, unreadable = [], []
-    for photo in tqdm(photos, desc=f"check {split}", unit="photo", disable=not progress):
-        if not photo.path.is_file():
-            missing.append(photo.name)
-            continue
-        try:
-            file = open_photo(photo.path)
-            if deep:
-                decode(file)
-        except DataError as error:
-            unreadable.append(str(error))
-    return SplitReport(
-        split=split,
-        files=files,
-        photos=len(photos),
-        faces=sum(len(photo.boxes) for photo in photos),
-        faces_with_landmarks=sum(int(photo.landmark_mask.any(1).sum()) for photo in photos),
-        missing=tuple(missing),
-        unreadable=tuple(unreadable),
-        fingerprint=fingerprint(photos),
-    )
+def _problem(photo: Photo, *, deep: bool) -> str:
+    try:
+        file = open_photo(photo.path)
+        if deep:
+            decode(file)
+    except DataError as error:
+        return str(error)
+    return ""
 
 
 def download(root: str | Path, *, splits: Sequence[str] = ("train", "val")) -> None:
@@ -333,43 +217,35 @@ def download(root: str | Path, *, splits: Sequence[str] = ("train", "val")) -> N
     Addresses and checksums are those of torchvision.datasets.WIDERFace. Folders that exist are
     kept; archives placed in `root` by hand are used. Raises DataError if a download fails.
     """
+    from torchvision.datasets import utils
     from torchvision.datasets.widerface import WIDERFace
 
-    root = Path(root)
+    root, from_drive = Path(root), utils.download_file_from_google_drive
     for file_id, checksum, name in WIDERFace.FILE_LIST:
         if name in {f"WIDER_{split}.zip" for split in splits}:
-            _fetch(root, name, checksum, drive_id=file_id)
+            _fetch(root, name, checksum, partial(from_drive, file_id))
     url, checksum, name = WIDERFace.ANNOTATIONS_FILE
-    _fetch(root, name, checksum, url=url)
+    _fetch(root, name, checksum, partial(utils.download_url, url))
 
 
-def _fetch(root: Path, name: str, checksum: str, *, drive_id: str = "", url: str = "") -> None:
+def _fetch(root: Path, name: str, checksum: str, get: Callable[[Path, str, str], None]) -> None:
+    """Get an archive and unpack it. An interrupted run leaves no folder that looks complete."""
     from torchvision.datasets import utils
 
     folder, archive = root / Path(name).stem, root / name
+    unpacked = folder.with_name(f".{folder.name}.partial")
     if folder.is_dir():
         return
     try:
         if not utils.check_integrity(archive, checksum):
-            if drive_id:
-                utils.download_file_from_google_drive(drive_id, root, name, checksum)
-            else:
-                utils.download_url(url, root, name, checksum)
-        _unpack(archive, folder)
+            get(root, name, checksum)
+        shutil.rmtree(unpacked, ignore_errors=True)
+        utils.extract_archive(archive, unpacked)
+        os.replace(unpacked / folder.name, folder)
+        shutil.rmtree(unpacked)
     except Exception as error:  # gdown, urllib and zipfile each raise kinds of their own
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         raise DataError(
             f"could not get {name}: {reason[:200]}; download it from {WEBSITE} into {root} by "
             "hand and run the same command again"
         ) from error
-
-
-def _unpack(archive: Path, folder: Path) -> None:
-    """Unpack elsewhere and rename: an interrupted run leaves no folder that looks complete."""
-    from torchvision.datasets.utils import extract_archive
-
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    extract_archive(archive, partial)
-    os.replace(partial / folder.name, folder)
-    shutil.rmtree(partial, ignore_errors=True)
