@@ -7,12 +7,8 @@ from torch.optim.swa_utils import update_bn
 from featherface.config import TrainConfig
 from featherface.errors import ConfigError
 from featherface.models.networks import FeatherFaceV1
-from featherface.training.step import (
-    WORTH_EXPORTING,
-    OnnxTeacher,
-    TorchTeacher,
-    make_teacher,
-)
+from featherface.training import step
+from featherface.training.step import WORTH_EXPORTING, Teacher, make_teacher
 
 CPU = torch.device("cpu")
 
@@ -30,14 +26,14 @@ def network() -> FeatherFaceV1:
 
 
 @pytest.fixture(scope="module")
-def exported(network) -> OnnxTeacher:
-    return OnnxTeacher(network, 64)
+def exported(network) -> Teacher:
+    return Teacher(network, onnx_size=64)
 
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_onnx_answers_as_torch(network, exported, count):
     images = torch.randn(count, 3, 64, 64).mul(60).to(memory_format=torch.channels_last)
-    ours, theirs = exported(images), TorchTeacher(network)(images)
+    ours, theirs = exported(images), Teacher(network)(images)
     for name in theirs.predictions._fields:
         got, wanted = getattr(ours.predictions, name), getattr(theirs.predictions, name)
         torch.testing.assert_close(got, wanted, atol=5e-4, rtol=1e-4, msg=name)
@@ -50,16 +46,15 @@ def test_onnx_answers_as_torch(network, exported, count):
 
 def test_short_runs_on_a_cpu_do_not_wait_for_an_export(network, monkeypatch):
     made = []
-    monkeypatch.setattr(
-        "featherface.training.step.OnnxTeacher", lambda model, size: made.append(size)
-    )
+    monkeypatch.setattr(step, "export_teacher", lambda model, size: made.append(size) or b"")
+    monkeypatch.setattr(step, "open_session", lambda model, threads: "session")
     config = TrainConfig(image_size=96)
     short = make_teacher(network, config, device=CPU, steps=WORTH_EXPORTING - 1)
-    assert isinstance(short, TorchTeacher) and not made
-    make_teacher(network, config, device=CPU, steps=WORTH_EXPORTING)
-    assert made == [96]
+    assert short.session is None and not made
+    long = make_teacher(network, config, device=CPU, steps=WORTH_EXPORTING)
+    assert long.session == "session" and made == [96]
     torch_one = config.replace(teacher_engine="torch")
-    assert isinstance(make_teacher(network, torch_one, device=CPU, steps=10**6), TorchTeacher)
+    assert make_teacher(network, torch_one, device=CPU, steps=10**6).session is None
 
 
 def test_onnx_teacher_is_for_the_cpu(network):

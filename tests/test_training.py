@@ -21,7 +21,7 @@ from featherface.errors import CheckpointError, ConfigError, DataError, Training
 from featherface.losses import Distillation
 from featherface.training import engine
 from featherface.training import step as build
-from featherface.training.optim import Averages, dropblock_probability, make_scheduler, warmup_steps
+from featherface.training.optim import Averages, make_scheduler
 from featherface.training.state import ProgressFile, Run, clear_folder, resumed_config
 from featherface.training.step import DistillationStep
 from featherface.training.validation import Validator
@@ -332,8 +332,6 @@ def test_resuming_a_copy_does_not_write_over_another_run(config, tmp_path):
 
 def test_schedule_warms_up_over_at_most_a_tenth_then_falls_to_the_end():
     config = TrainConfig(epochs=20, lr=1.0, min_lr=0.01, warmup_epochs=5)
-    assert warmup_steps(config, 10) == 20
-    assert warmup_steps(config.replace(epochs=400), 10) == 50
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.lr)
     scheduler, rates = make_scheduler(optimizer, config, 10), []
     for _ in range(200):
@@ -343,11 +341,8 @@ def test_schedule_warms_up_over_at_most_a_tenth_then_falls_to_the_end():
     assert 0 < rates[0] < 0.06 and rates[:21] == sorted(rates[:21])
     assert rates[20] == pytest.approx(1.0) and rates[20:] == sorted(rates[20:], reverse=True)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01)
-
-
-def test_dropblock_is_ramped():
-    config = TrainConfig(dropblock_prob=0.2)
-    assert [dropblock_probability(config, p) for p in (0.0, 0.5, 1.0)] == [0.0, 0.1, 0.2]
+    long = make_scheduler(optimizer, config.replace(epochs=400), 10)
+    assert long._milestones == [50], "the five epochs asked for"
 
 
 def test_ema_follows_slowly_and_averages_buffers():
@@ -460,10 +455,8 @@ def test_weights_that_come_with_the_project_are_kept_beside_the_new_ones(config,
 
 def test_batch_norms_get_as_many_batches_as_were_asked_for(config, monkeypatch):
     seen = []
-    estimate = engine.reestimate_batch_norms
-    monkeypatch.setattr(
-        engine, "reestimate_batch_norms", lambda model, images: estimate(model, listed(images))
-    )
+    estimate = engine.update_bn
+    monkeypatch.setattr(engine, "update_bn", lambda images, model: estimate(listed(images), model))
 
     def listed(images):
         seen.extend(images)

@@ -24,7 +24,7 @@ from featherface.structures import Batch
 from featherface.training.optim import Averages, make_optimizer
 from featherface.training.step import (
     DistillationStep,
-    TorchTeacher,
+    Teacher,
     autocast,
     compile_networks,
     make_teacher,
@@ -73,14 +73,13 @@ class Bench:
         model = FeatherFaceV2().to(**layout)
         model.set_drop_prob(config.dropblock_prob / 2)  # the mean of the ramp
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.step = DistillationStep(model, TorchTeacher(teacher), config)
+        self.step = DistillationStep(model, Teacher(teacher), config)
         self.step.trained.to(device).train()
         self.optimizer = make_optimizer(self.step.trained, config)
         self.ema = Averages(model, config.ema_decay)
         self.state: dict[str, Any] = {}
         if worth_compiling(config.compile, device, steps=steps):
-            with autocast(config, device):
-                compile_networks([model, teacher], normalise(batch.images.to(device)))
+            compile_networks([model, teacher], device)
         self.step.teacher = make_teacher(teacher, config, device=device, steps=steps)
 
     def parts(self) -> dict[str, Callable[[], None]]:

@@ -10,6 +10,7 @@ from types import FrameType
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
 from featherface.config import TrainConfig
@@ -31,7 +32,6 @@ from featherface.errors import ConfigError, TrainingError
 from featherface.losses import Distillation
 from featherface.models.networks import FeatherFaceV2
 from featherface.structures import Batch
-from featherface.training.optim import dropblock_probability, reestimate_batch_norms
 from featherface.training.state import (
     ProgressFile,
     Run,
@@ -92,7 +92,8 @@ def train(
             run.print0(f"{run.description}, photos: {cache or 'read again in each epoch'}")
             if validator:
                 run.print0(f"validation: {validator.description}")
-            compile_step(run, images=sampler.batch // worker.processes)
+            if worth_compiling(config.compile, run.device, steps=config.epochs * len(loader)):
+                compile_networks(run.networks, run.device)
             wait_for_all()  # no process can fail in its set-up now, or still reads the old run
             if worker.first and not continued:
                 clear_folder(config)
@@ -117,18 +118,6 @@ def training_photos(config: TrainConfig) -> list[Photo]:
     if config.model == "v1":
         raise ConfigError("--unlabelled needs a teacher, and V1 has none: leave it out")
     return photos + read_unlabelled(config.unlabelled)
-
-
-def compile_step(run: Run, *, images: int) -> None:
-    """Compile student and teacher if the config asks for it. images: of one process and step."""
-    config = run.config
-    if not worth_compiling(config.compile, run.device, steps=config.epochs * run.steps_per_epoch):
-        return
-    shape = max(1, images // config.accumulate), 3, config.image_size, config.image_size
-    noise = torch.zeros(shape, device=run.device).to(memory_format=torch.channels_last)
-    run.step.trained.train()
-    with autocast(config, run.device):
-        compile_networks(run.networks, noise)
 
 
 def train_all_epochs(
@@ -185,7 +174,7 @@ def train_step(run: Run, batch: Batch) -> None:
     """Mix the batch, compute its losses and update the weights."""
     config = run.config
     if isinstance(run.model, FeatherFaceV2):
-        run.model.set_drop_prob(dropblock_probability(config, run.progress))
+        run.model.set_drop_prob(config.dropblock_prob * run.progress)
     pixels = normalise(batch.images.to(run.device, non_blocking=True))  # (B, 3, S, S) float32
     targets = batch.targets.to(run.device, non_blocking=True)
     if run.progress < 1 - config.clean_share:
@@ -259,7 +248,7 @@ def finish(run: Run, loader: Loader, sampler: EpochSampler) -> None:
         fresh = _batches_from(run.config.epochs, loader, sampler)
         batches = itertools.islice(fresh, run.config.bn_batches * run.worker.processes)
         pixels = (normalise(images.to(run.device)) for images, _ in batches)
-        reestimate_batch_norms(run.averaged_model, pixels)
+        update_bn(pixels, run.averaged_model)
     final = checkpoint_path(run.config, "final")
     if run.worker.first:
         run.save_weights(final)

@@ -1,4 +1,4 @@
-"""Optimizer, learning rate, DropBlock ramp, averaged weights and batch norm statistics."""
+"""Optimizer, learning rate and averaged weights."""
 
 import copy
 from collections.abc import Iterable
@@ -6,7 +6,6 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
@@ -27,25 +26,18 @@ def make_optimizer(trained: nn.Module, config: TrainConfig) -> Optimizer:
     )
 
 
-def warmup_steps(config: TrainConfig, steps_per_epoch: int) -> int:
-    """Return the steps of linear warm-up: `warmup_epochs`, at most a tenth of the run."""
-    total = config.epochs * steps_per_epoch
-    return min(round(config.warmup_epochs * steps_per_epoch), total // 10)
-
-
 def make_scheduler(optimizer: Optimizer, config: TrainConfig, steps_per_epoch: int) -> LRScheduler:
-    """Return linear warm-up, then a cosine to `min_lr`; step it after every optimizer step."""
-    total, warm = config.epochs * steps_per_epoch, warmup_steps(config, steps_per_epoch)
+    """Return linear warm-up, then a cosine to `min_lr`; step it after every optimizer step.
+
+    The warm-up takes `warmup_epochs`, at most a tenth of the run.
+    """
+    total = config.epochs * steps_per_epoch
+    warm = min(round(config.warmup_epochs * steps_per_epoch), total // 10)
     cosine = CosineAnnealingLR(optimizer, max(1, total - warm), eta_min=config.min_lr)
     if warm == 0:
         return cosine
     linear = LinearLR(optimizer, start_factor=1 / (warm + 1), total_iters=warm)
     return SequentialLR(optimizer, [linear, cosine], milestones=[warm])
-
-
-def dropblock_probability(config: TrainConfig, progress: float) -> float:
-    """Ramp from 0 at the start to `dropblock_prob` at the end; progress: 0..1 of the run."""
-    return config.dropblock_prob * progress
 
 
 class Averages:
@@ -80,20 +72,3 @@ def _floats_and_counters(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     everything = [tensor.detach() for tensor in tensors]
     floats = [tensor for tensor in everything if tensor.is_floating_point()]
     return floats, [tensor for tensor in everything if not tensor.is_floating_point()]
-
-
-@torch.no_grad()
-def reestimate_batch_norms(model: nn.Module, images: Iterable[Tensor]) -> None:
-    """Replace the running statistics by plain averages over batches of images (B, 3, S, S)."""
-    was_training = model.training
-    model.train()
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average
-    for batch in images:
-        model(batch)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.train(was_training)

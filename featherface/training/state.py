@@ -32,7 +32,7 @@ from featherface.errors import ConfigError, TrainingError
 from featherface.files import atomic_path, commit, sha256, versions, write_text
 from featherface.losses import Distillation
 from featherface.training.optim import Averages, make_optimizer, make_scheduler
-from featherface.training.step import Network, TorchTeacher, digest_of, make_step
+from featherface.training.step import Network, digest_of, make_step
 
 
 def checkpoint_path(config: TrainConfig, what: int | str) -> Path:
@@ -213,7 +213,7 @@ class Run:
     def networks(self) -> list[nn.Module]:
         """The student, and the teacher if torch runs it."""
         teacher = self.step.teacher
-        return [self.model, *([teacher.model] if isinstance(teacher, TorchTeacher) else [])]
+        return [self.model, *([teacher.model] if teacher and not teacher.session else [])]
 
     @property
     def teacher_digest(self) -> str:

@@ -1,14 +1,14 @@
 """A training step of V1 and of V2: supervised, distilled, and the teacher."""
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import DropBlock2d
 from tqdm.auto import tqdm
@@ -31,13 +31,8 @@ TEACHER_HINT = (
     "the student needs its V1 teacher: put the published V1 weights there, or train one with "
     "scripts/train_v1.py, or name another file with --teacher-model (see weights/README.md)"
 )
-OUT_OF_MEMORY = (  # messages of the CPU allocator, CUDA, cuBLAS, cuDNN
-    "can't allocate memory",
-    "not enough memory",
-    "out of memory",
-    "cublas_status_alloc_failed",
-    "cudnn_status_alloc_failed",
-)
+# in messages of CUDA, cuBLAS, cuDNN and the CPU's allocator
+OUT_OF_MEMORY = re.compile(r"out of memory|(can't allocate|not enough) memory|alloc_failed")
 Network = FeatherFaceV1 | FeatherFaceV2
 
 
@@ -47,70 +42,62 @@ class Outputs(NamedTuple):
     predictions: Predictions
     features: list[Tensor]  # the maps that the heads read: P3, P4, P5
 
+    @classmethod
+    def of(cls, tensors: list[Tensor]) -> "Outputs":
+        """Divide predictions and features that are in one list."""
+        return cls(Predictions(*tensors[:3]), tensors[3:])
+
 
 def outputs_of(network: Network, images: Tensor) -> Outputs:
     features = network.forward_features(images)
     return Outputs(network.forward_head(features), features)
 
 
-class Teacher(Protocol):
-    """`model` is the network itself, in eval mode and without gradient."""
+class Teacher:
+    """V1 without gradient, run by torch on the device of its parameters, or by ONNX Runtime.
 
-    model: Network
+    onnx_size: run ONNX Runtime, on the CPU, for square images of this side. Torch's CPU kernel of
+    V1's deformable convolution takes five times as long.
+    """
 
-    def __call__(self, images: Tensor) -> Outputs: ...
-
-
-class TorchTeacher:
-    """The teacher run by torch, on the device of its parameters."""
-
-    def __init__(self, model: Network) -> None:
+    def __init__(self, model: Network, *, onnx_size: int | None = None) -> None:
         self.model = model.eval().requires_grad_(False)
+        self.session = None
+        if onnx_size:
+            exported = export_teacher(self.model, onnx_size)
+            self.session = open_session(exported, threads=torch.get_num_threads())
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Outputs:
-        if images.device.type == "cpu":
-            # float32: torchvision's deformable convolution has no bfloat16 on a CPU
+        if self.session is None:
+            # float32 on a CPU: torchvision's deformable convolution has no bfloat16 there
             with torch.autocast("cpu", enabled=False):
                 return outputs_of(self.model, images)
-        return outputs_of(self.model, images)
-
-
-class OnnxTeacher:
-    """The teacher run by ONNX Runtime on the CPU, for square images of one size.
-
-    Torch's CPU kernel of V1's deformable convolution takes five times as long.
-    """
-
-    def __init__(self, model: Network, image_size: int) -> None:
-        self.model = model.eval().requires_grad_(False)
-        device = next(model.parameters()).device
-        exported = export_onnx(
-            _Flat(self.model),
-            torch.zeros(2, 3, image_size, image_size, device=device),
-            inputs=["images"],
-            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=65536)}},
-            opset=OPSET,
-        )
-        threads = torch.get_num_threads()
-        self.session = open_session(exported.SerializeToString(), threads=threads)
-
-    def __call__(self, images: Tensor) -> Outputs:
         pixels = np.ascontiguousarray(images.numpy())
-        outputs = [torch.from_numpy(part) for part in self.session.run(None, {"images": pixels})]
-        return Outputs(Predictions(*outputs[:3]), outputs[3:])
+        return Outputs.of([torch.from_numpy(p) for p in self.session.run(None, {"images": pixels})])
 
 
-class _Flat(nn.Module):
-    """Return the outputs as one tuple of tensors, which can be exported."""
+class _WithFeatures(nn.Module):
+    """A network to export: its predictions, then its features."""
 
     def __init__(self, model: Network) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        predictions, features = outputs_of(self.model, images)
-        return (*predictions, *features)
+    def forward(self, images: Tensor) -> Outputs:
+        return outputs_of(self.model, images)
+
+
+def export_teacher(model: Network, size: int) -> bytes:
+    """Export the network, with its features, for batches of images (B, 3, size, size)."""
+    exported = export_onnx(
+        _WithFeatures(model),
+        torch.zeros(2, 3, size, size, device=next(model.parameters()).device),
+        inputs=["images"],
+        dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=65536)}},
+        opset=OPSET,
+    )
+    return exported.SerializeToString()
 
 
 def make_teacher(
@@ -124,11 +111,9 @@ def make_teacher(
     engine = config.teacher_engine
     if engine == "auto":
         engine = "onnx" if device.type == "cpu" and steps >= WORTH_EXPORTING else "torch"
-    if engine == "torch":
-        return TorchTeacher(model.to(device))
-    if device.type != "cpu":
+    if engine == "onnx" and device.type != "cpu":
         raise ConfigError(f"--teacher-engine onnx is for the CPU; on {device} use torch")
-    return OnnxTeacher(model, config.image_size)
+    return Teacher(model, onnx_size=config.image_size if engine == "onnx" else None)
 
 
 def load_teacher(config: TrainConfig) -> FeatherFaceV1:
@@ -147,25 +132,14 @@ def digest_of(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-class Step(Protocol):
-    """Compute the named losses of a batch; "loss" is minimised.
+class SupervisedStep:
+    """Learn from labels only: the named losses of a batch, of which "loss" is minimised.
 
     `trained` owns every parameter that the optimizer updates, `model` among them.
     """
 
-    model: Network
-    trained: nn.ModuleDict
-
-    @property
-    def teacher(self) -> Teacher | None: ...
-
-    def __call__(self, images: Tensor, targets: Target) -> dict[str, Tensor]: ...
-
-
-class SupervisedStep:
-    """Learn from labels only."""
-
     teacher: Teacher | None = None
+    criterion: Distillation | None = None
 
     def __init__(self, model: Network, config: TrainConfig) -> None:
         self.config, self.model = config, model
@@ -194,8 +168,7 @@ class DistillationStep:
         config: TrainConfig,
         criterion: type[Distillation] | None = None,
     ) -> None:
-        self.config, self.model = config, model
-        self.teacher: Teacher = teacher
+        self.config, self.model, self.teacher = config, model, teacher
         self.criterion = (criterion or RECIPES[config.recipe])(
             model.feature_channels,
             teacher.model.feature_channels,
@@ -247,6 +220,9 @@ def _task(
 
 def _anchors(images: Tensor) -> Tensor:
     return make_anchors(images.shape[2], images.shape[3], images.device)
+
+
+Step = SupervisedStep | DistillationStep
 
 
 def make_model(config: TrainConfig, teacher: Network | None) -> Network:
@@ -325,45 +301,32 @@ def in_parts(
         return network(images)
 
     def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        return nullcontext(), statistics_kept(model)
+        return nullcontext(), buffers_kept(model)  # of the first computation, of the second
 
-    return _concatenate(
-        [
-            checkpoint(network, part, use_reentrant=False, context_fn=contexts)
-            for part in images.chunk(parts)
-        ]
-    )
+    computed = [
+        checkpoint(network, part, use_reentrant=False, context_fn=contexts)
+        for part in images.chunk(parts)
+    ]
+    return _concatenate(computed)
 
 
 @contextmanager
-def statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Keep the running averages and counts of batch norms unchanged inside, in training mode.
-
-    With a momentum of 0: norms without buffers would save other tensors for the gradient.
-    """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    counts = [norm.num_batches_tracked.clone() for norm in norms]  # type: ignore[union-attr]
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Restore the buffers at the end: running averages and counts of batch norms."""
+    before = [(buffer.data, buffer.clone()) for buffer in model.buffers()]
     try:
-        for norm in norms:
-            norm.momentum = 0.0
         yield
     finally:
-        for norm, momentum, count in zip(norms, momenta, counts, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(count)  # type: ignore[union-attr]
+        for data, value in before:  # `data` hides the change from autograd, which saved the buffer
+            data.copy_(value)
 
 
 def _concatenate(parts: list[Outputs]) -> Outputs:
     """Join the outputs for the parts of a batch."""
     if len(parts) == 1:
         return parts[0]
-    predictions = zip(*(part.predictions for part in parts), strict=True)
-    features = zip(*(part.features for part in parts), strict=True)
-    return Outputs(
-        Predictions(*(torch.cat(tensors) for tensors in predictions)),
-        [torch.cat(tensors) for tensors in features],
-    )
+    tensors = zip(*((*part.predictions, *part.features) for part in parts), strict=True)
+    return Outputs.of([torch.cat(each) for each in tensors])
 
 
 def worth_compiling(setting: str, device: torch.device, *, steps: int) -> bool:
@@ -373,53 +336,22 @@ def worth_compiling(setting: str, device: torch.device, *, steps: int) -> bool:
     )
 
 
-def compile_networks(models: Iterable[nn.Module], images: Tensor) -> bool:
-    """Compile the networks in place and try them on images (B, 3, S, S), without a trace.
+def compile_networks(models: Iterable[nn.Module], device: torch.device) -> None:
+    """Compile the parts of V1 or V2 in place, at their first call; without a compiler, say so.
 
-    If that fails, the networks are as before, one line says why, and False is returned.
+    Not DropBlock: its probability changes at every step, and each value would be compiled again.
     """
-    models = list(models)
-    parts = [part for model in models for part in parts_of(model)]
-    for part in parts:
-        part.compile(dynamic=False)
     try:
-        for model in models:
-            _try(model, images)
+        torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
     except Exception as error:  # compilers fail in many ways
-        if is_out_of_memory(error):
-            raise
-        for part in parts:
-            part._compiled_call_impl = None
-        reason = " ".join(str(error).split())[:160] or "no reason given"
-        tqdm.write(f"torch.compile fails here, not used: {type(error).__name__}: {reason}")
-        return False
-    return True
-
-
-def parts_of(model: nn.Module) -> list[nn.Module]:
-    """Return the parts of V1 or V2 that are called as modules, except DropBlock.
-
-    Its probability changes at every step, and each value would be compiled again.
-    """
-    parts: list[nn.Module] = []
-    for child in model.children():
-        parts += child if isinstance(child, nn.ModuleList) else [child]
-    return [part for part in parts if not isinstance(part, DropBlock2d)]
-
-
-def _try(model: nn.Module, images: Tensor) -> None:
-    """Run forward and, if it trains, backward; buffers and random numbers stay as they are."""
-    buffers = [value.clone() for value in model.buffers()]
-    devices = [images.device] if images.device.type == "cuda" else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            total = sum(part.float().sum() for part in model(images))
-            if isinstance(total, Tensor) and total.requires_grad:
-                total.backward()
-    finally:
-        model.zero_grad(set_to_none=True)
-        for value, before in zip(model.buffers(), buffers, strict=True):
-            value.copy_(before)
+        reason = " ".join(str(error).split())[:160]
+        return tqdm.write(f"torch.compile fails here, not used: {type(error).__name__}: {reason}")
+    torch._dynamo.config.suppress_errors = True  # a part that does not compile runs as it is
+    children = [child for model in models for child in model.children()]
+    for child in children:
+        for part in child if isinstance(child, nn.ModuleList) else [child]:
+            if not isinstance(part, DropBlock2d):
+                part.compile(dynamic=False)
 
 
 @contextmanager
@@ -428,7 +360,7 @@ def memory_errors_explained(config: TrainConfig) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        if not OUT_OF_MEMORY.search(str(error).lower()):
             raise
         raise TrainingError(
             f"out of memory at {config.image_size}×{config.image_size} with --batch-size "
@@ -436,11 +368,3 @@ def memory_errors_explained(config: TrainConfig) -> Iterator[None]:
             "increase the second (only batch norms see the parts), or keep the photos elsewhere "
             "(--cache ram)"
         ) from None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return True if the error means "out of memory"."""
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return True
-    text = str(error).lower()
-    return any(words in text for words in OUT_OF_MEMORY)
