@@ -6,24 +6,23 @@ import pandas as pd
 import pytest
 import torch
 from conftest import shared
-from exported import graph, network
+from exported import assert_same_faces, graph, network
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from featherface.benchmark import command, speed
 from featherface.benchmark.peers import RETINAFACE, SCRFD, UNKNOWN, YUNET, OnnxPeer
-from featherface.benchmark.speed import DEFAULT_V1, alternate, network_costs, ratio
+from featherface.benchmark.speed import DEFAULT_V1, alternate, network_costs
 from featherface.errors import CheckpointError, ConfigError, DataError
 from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
+from featherface.onnx_detector import OnnxDetector
 from featherface.plots import plot_speed_against_ap
 
 
-def test_calls_run_in_turn_and_the_first_rounds_do_not_count():
+def test_calls_alternate_and_the_first_rounds_do_not_count():
     order = []
     times = alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=4)
     assert order == ["a", "b"] * 7 and len(times["a"]) == len(times["b"]) == 4
-    halves = {"a": np.array([1.0, 2.0, 9.0]), "b": np.array([2.0, 4.0, 3.0])}
-    assert ratio(halves, "a", "b") == 0.5
 
 
 def test_costs_are_the_published_ones():
@@ -36,7 +35,7 @@ def test_costs_are_the_published_ones():
 @pytest.fixture
 def quick(monkeypatch):
     """The benchmark of V2 alone, with models that are made already."""
-    monkeypatch.setattr(speed, "build", lambda model, *, form: graph(form, None))
+    monkeypatch.setattr(speed, "build", lambda model: graph("end_to_end", None))
     return {"V2": network("v2")}
 
 
@@ -71,7 +70,7 @@ def test_the_command_writes_table_and_plot(quick, tmp_path, monkeypatch, capsys)
     options = {"v1": DEFAULT_V1, "v2": "x.pth", "peers": "", "data": "",
                "engines": "onnx", "out": str(tmp_path), "rounds": 3}  # fmt: skip
     command.measure_speed(**options, sizes="640x640, 32x64", threads="1,2")
-    assert "V1 is timed untrained" in capsys.readouterr().out
+    assert "V1 was timed untrained" in capsys.readouterr().out
     assert isinstance(seen["networks"]["V1"], FeatherFaceV1)
     assert seen["sizes"] == [(640, 640), (32, 64)] and seen["threads"] == [1, 2]
     written = pd.read_csv(tmp_path / "performance_comparison.csv")
@@ -113,8 +112,22 @@ def test_a_forward_reads_a_padded_picture():
     seen = []
     model = nn.Conv2d(3, 1, 1)
     model.register_forward_pre_hook(lambda _, given: seen.append(given[0].shape))
-    speed._eager("V2", model, {}).forward((40, 70), 1)()
+    speed._eager("V2", model, {}).calls((40, 70), 1)["forward"]()
     assert seen == [(1, 3, 64, 96)]
+
+
+def test_a_forward_in_onnx_runtime_is_the_network_and_detection_is_the_whole_file(quick, tmp_path):
+    calls = speed._exported("V2", network("v2"), {}, tmp_path / "v2.onnx").calls((40, 70), 1)
+    assert calls["forward"]()[0].shape == (1, 30, 8 * 12 + 4 * 6 + 2 * 3)
+    expected = OnnxDetector(tmp_path / "v2.onnx").detect(speed.picture((40, 70)), bgr=True)
+    assert_same_faces(calls["end-to-end"](), expected)
+
+
+def test_a_deployment_file_among_the_peers_is_timed_as_a_whole(tmp_path):
+    onnx.save(graph("end_to_end", (64, 96)), tmp_path / "fixed.onnx")
+    found = speed._file(tmp_path / "fixed.onnx")
+    assert found.calls((64, 64), 1) == {} and list(found.calls((64, 96), 1)) == ["end-to-end"]
+    assert found.evaluated.size == (64, 96) and found.costs["parameters"] > 200_000
 
 
 def test_a_plot_needs_an_ap():

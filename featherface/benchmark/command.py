@@ -1,6 +1,7 @@
 """The command line of scripts/benchmark.py: speed of detectors, and of a training step's parts."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,31 @@ from featherface.config import TrainConfig
 from featherface.errors import ConfigError, DataError
 from featherface.files import check_writable, write_text
 
+TABLE, PLOT = "performance_comparison.csv", "speed_ap.png"
 SPEED = "compare V1, V2 and other detectors: time, work, size, and AP where --data is given"
+SPEED_FLAGS = (
+    ("v1", TrainConfig.teacher_model, "weights of V1; its time does not depend on them"),
+    ("v2", "weights/v2/FeatherFaceV2_final.pth", "weights of V2"),
+    ("peers", "", "other detectors' or exported ONNX files, or folders of them, comma-separated"),
+    ("data", "", "data folder whose val split AP is measured on"),
+    ("sizes", "320x320,480x640,640x640,720x1280", "image sizes, height x width"),
+    ("threads", "1,2", "numbers of threads"),
+    ("engines", "eager,onnx", "eager (PyTorch), onnx or both"),
+    ("out", "results/v2", f"folder for {TABLE} and {PLOT}"),
+    ("rounds", 15, "paired rounds"),
+)
 TRAIN = "time the parts of a distillation step"
+TRAIN_FLAGS = (
+    ("data", "data/widerface", "data folder"),
+    ("image_size", 640, "side of the training image, pixels"),
+    ("batch_size", 32, "images per batch"),
+    ("rounds", 5, "measured rounds"),
+    ("photos", 256, "use the first N photos"),
+    ("out", "", "CSV file for the table; empty: none"),
+)
 TRAIN_SETTINGS = (
     "device cache cache_side amp compile teacher_model teacher_engine num_workers".split()
 )
-TABLE, PLOT = "performance_comparison.csv", "speed_ap.png"
 SHOWN = ["detector", "engine", "what", "height", "width", "threads", "median", "low", "high",
          "ratio_to_v1"]  # fmt: skip
 
@@ -30,67 +50,34 @@ def main() -> None:
     """Read the flags, measure, print a table and write it."""
     options = parser("Measure speed: of detectors, and of the parts of a training step.")
     commands = options.add_subparsers(required=True, metavar="what")
-    _add_speed(commands)
-    _add_train(commands)
-    arguments = vars(options.parse_args())
-    arguments.pop("run")(**arguments)
-
-
-def _add(commands: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=text, formatter_class=HelpFormatter)
-    command.set_defaults(run=run)
-    return command
-
-
-def _add_speed(commands: Any) -> None:
-    command = _add(commands, "speed", SPEED, measure_speed)
-    for name, default, meaning in (
-        ("v1", TrainConfig.teacher_model, "weights of V1; its time does not depend on them"),
-        ("v2", "weights/v2/FeatherFaceV2_final.pth", "weights of V2"),
-        ("peers", "", "folder of other detectors' ONNX files, or files, comma-separated"),
-        ("data", "", "data folder whose val split AP is measured on"),
-        ("sizes", "320x320,480x640,640x640,720x1280", "image sizes, height x width"),
-        ("threads", "1,2", "numbers of threads"),
-        ("engines", "eager,onnx", "eager (PyTorch), onnx or both"),
-        ("out", "results/v2", f"folder for {TABLE} and {PLOT}"),
-    ):
-        command.add_argument(*flag(name), default=default, help=meaning)
-    command.add_argument(*flag("rounds"), type=count, default=15, help="paired rounds")
-
-
-def _add_train(commands: Any) -> None:
-    command = _add(commands, "train", TRAIN, measure_train)
-    command.add_argument(*flag("data"), default="data/widerface", help="data folder")
-    for name, default, meaning in (
-        ("image_size", 640, "side of the training image, pixels"),
-        ("batch_size", 32, "images per batch"),
-        ("rounds", 5, "measured rounds"),
-        ("photos", 256, "use the first N photos"),
-    ):
-        command.add_argument(*flag(name), type=count, default=default, help=meaning)
-    command.add_argument(*flag("out"), default="", help="CSV file for the table; empty: none")
+    _add(commands, "speed", SPEED, measure_speed, SPEED_FLAGS)
+    train = _add(commands, "train", TRAIN, measure_train, TRAIN_FLAGS)
     for name in TRAIN_SETTINGS:  # as in train_v2.py
         field = TrainConfig.__dataclass_fields__[name]
-        command.add_argument(
+        train.add_argument(
             *flag(name),
             type=type(field.default),
             default=field.default,
             choices=field.metadata["choices"],
             help=field.metadata["help"],
         )
+    arguments = vars(options.parse_args())
+    arguments.pop("run")(**arguments)
+
+
+def _add(
+    commands: Any, name: str, text: str, run: Any, flags: Sequence[tuple[str, Any, str]]
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text, formatter_class=HelpFormatter)
+    command.set_defaults(run=run)
+    for option, default, meaning in flags:
+        kind = count if isinstance(default, int) else str
+        command.add_argument(*flag(option), type=kind, default=default, help=meaning)
+    return command
 
 
 def measure_speed(
-    *,
-    v1: str,
-    v2: str,
-    peers: str,
-    data: str,
-    sizes: str,
-    threads: str,
-    engines: str,
-    out: str,
-    rounds: int,
+    *, v1: str, v2: str, peers: str, sizes: str, threads: str, engines: str, out: str, **rest: Any
 ) -> None:
     """Write the table and the plot of `compare_speed`; lists are comma-separated."""
     check_writable(out)
@@ -99,25 +86,17 @@ def measure_speed(
     from featherface.export import parse_size
     from featherface.plots import plot_speed_against_ap, save_figure
 
-    shapes = [size for size in map(parse_size, _parts(sizes)) if size]
-    if not shapes:
+    rest |= {"peers": _files(peers), "threads": _counts(threads), "engines": _parts(engines)}
+    rest["sizes"] = [parse_size(size) for size in _parts(sizes)]
+    if not rest["sizes"]:
         raise ConfigError("give at least one size, such as --sizes 640x640")
-    table = compare_speed(
-        {"V1": v1_or_untrained(v1), "V2": load_model(v2)},
-        peers=_files(peers),
-        sizes=shapes,
-        threads=_counts(threads),
-        engines=_parts(engines),
-        rounds=rounds,
-        data=data,
-    )
+    table = compare_speed({"V1": v1_or_untrained(v1), "V2": load_model(v2)}, **rest)
     if not Path(v1).is_file():  # untrained weights: the time is right, the AP is not
         table.loc[table["detector"] == "V1", [c for c in table if c.startswith("ap_")]] = None
-    folder = Path(out)
-    text = table.to_csv(index=False, lineterminator="\n", float_format="%.5g")
-    write_text(folder / TABLE, text)
     print(table[SHOWN].round(3).to_string(index=False))
-    print(f"written: {folder / TABLE}")
+    _remark(v1)
+    folder = Path(out)
+    _write(table, folder / TABLE)
     try:
         figure = plot_speed_against_ap(table, title="640×640, one thread, ONNX Runtime")
     except DataError as error:
@@ -128,16 +107,25 @@ def measure_speed(
 
 
 def measure_train(*, out: str, **options: Any) -> None:
-    """Print the table of `train_speed` and a sentence; with `out` write it as CSV too."""
+    """Print the table of `train_speed`; with `out` write it as CSV too."""
     share_cores()
-    from featherface.benchmark.train import summary_line, train_speed  # torch takes seconds
-    from featherface.distributed import pick_device
+    from featherface.benchmark.train import train_speed  # torch takes seconds
 
     table = train_speed(**options)
     print(table.round(3).to_string(index=False))
-    print(summary_line(table, pick_device(options["device"])))
+    _remark(options["teacher_model"])
     if out:
-        write_text(out, table.to_csv(index=False, lineterminator="\n", float_format="%.5g"))
+        _write(table, Path(out))
+
+
+def _remark(v1: str) -> None:
+    if not Path(v1).is_file():
+        print(f"{v1} does not exist: V1 was timed untrained, which takes as long, and has no AP")
+
+
+def _write(table: Any, path: Path) -> None:
+    write_text(path, table.to_csv(index=False, lineterminator="\n", float_format="%.5g"))
+    print(f"written: {path}")
 
 
 def _parts(text: str) -> list[str]:
@@ -145,7 +133,6 @@ def _parts(text: str) -> list[str]:
 
 
 def _counts(text: str) -> list[int]:
-    """ "1,2" → [1, 2]."""
     parts = _parts(text)
     if not parts or not all(part.isdecimal() and int(part) for part in parts):
         raise ConfigError(f"--threads must be whole numbers from 1, such as 1,2; got {text!r}")

@@ -1,9 +1,9 @@
 """Other face detectors, given as ONNX files, with the interface of Detector.
 
-What a file is shows in its outputs. RetinaFace's kind (arXiv 1905.00641) gives deltas and scores of
-all anchors; SCRFD (arXiv 2105.04714) distances to the four sides, a level each; YuNet (Machine
-Intelligence Research 2023) classes, objectness and boxes, a level each. Any other file can be timed
-but not detect. Files are only read, never part of this project.
+The outputs of a file tell its kind. RetinaFace (arXiv 1905.00641) gives deltas and scores of all
+anchors; SCRFD (arXiv 2105.04714), for each level, scores and distances to the four sides; YuNet
+(Machine Intelligence Research 2023), for each level, classes, objectness and boxes. Any other file
+can be timed but not detect. Files are only read, never part of this project.
 """
 
 import os
@@ -14,8 +14,10 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 
-from featherface.config import ANCHOR_SIZES, DISPLAY_SCORE, MEAN_BGR, NMS_IOU, STRIDES, VARIANCES
+from featherface.anchors import decode_boxes, make_anchors
+from featherface.config import DISPLAY_SCORE, MEAN_BGR, NMS_IOU, STRIDES
 from featherface.errors import CheckpointError
 from featherface.images import ImageSource, padded_size, read_image
 from featherface.onnx_detector import open_session, suppress
@@ -90,8 +92,7 @@ class OnnxPeer:
         return [self.detect(image, bgr=bgr) for image in images]
 
     def prepare(self, picture: np.ndarray) -> tuple[np.ndarray, float]:
-        """(H, W, 3) uint8 RGB → (1, 3, height, width) float32, and what the picture was scaled
-        by."""
+        """Return (1, 3, height, width) float32 of an RGB picture, and what it was scaled by."""
         height, width = self.size or padded_size(*picture.shape[:2])
         scale = min(1.0, height / picture.shape[0], width / picture.shape[1])
         if scale < 1:
@@ -125,25 +126,11 @@ def _cells(size: Size, stride: int) -> np.ndarray:
 
 
 def _retinaface(outputs: Outputs, size: Size, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (K, 4) and scores (K,) over the threshold, of deltas (1, A, 4), scores (1, A, 2)."""
-    anchors = np.concatenate(
-        [
-            np.concatenate(
-                (
-                    np.repeat((_cells(size, stride) + 0.5) * stride, 2, axis=0),
-                    np.tile(np.array(sides, np.float32), len(_cells(size, stride)))[:, None],
-                ),
-                axis=1,
-            )
-            for stride, sides in zip(STRIDES, ANCHOR_SIZES, strict=True)
-        ]
-    )
+    """Decode deltas (1, A, 4) and scores (1, A, 2) of V1's anchors."""
     scores = outputs[1][0, :, 1]
     chosen = np.flatnonzero(scores > threshold)
-    deltas, places = outputs[0][0, chosen], anchors[chosen]
-    centre = places[:, :2] + deltas[:, :2] * VARIANCES[0] * places[:, 2:]
-    half = np.exp(deltas[:, 2:] * VARIANCES[1]) * places[:, 2:] / 2
-    return np.concatenate((centre - half, centre + half), axis=1), scores[chosen]
+    deltas = torch.from_numpy(outputs[0][0, chosen])
+    return decode_boxes(deltas, make_anchors(*size)[chosen]).numpy(), scores[chosen]
 
 
 def _scrfd(outputs: Outputs, size: Size, threshold: float) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +15,7 @@ from featherface.anchors import make_anchors
 from featherface.benchmark.speed import v1_or_untrained
 from featherface.config import TrainConfig
 from featherface.data.cache import build_cache, make_batches
-from featherface.data.loader import EpochSampler, worker_count
+from featherface.data.loader import worker_count
 from featherface.data.mixing import mix
 from featherface.data.widerface import read_split
 from featherface.detector import normalise
@@ -24,14 +25,13 @@ from featherface.structures import Batch
 from featherface.training.optim import Averages, make_optimizer
 from featherface.training.step import (
     DistillationStep,
-    Teacher,
     autocast,
     compile_networks,
     make_teacher,
     worth_compiling,
 )
 
-COLUMNS = ["part", "seconds", "images_per_second"]
+Part = Callable[[str], AbstractContextManager]  # name of a part → what to run it in
 
 
 def train_speed(
@@ -55,147 +55,83 @@ def train_speed(
     chosen = read_split(data, limit=photos)
     cache = build_cache(chosen, config, device, progress=False)
     loader, sampler = make_batches(chosen, config, device, cache)
-    bench = Bench(config, device, next(iter(loader)), steps=steps)
-    batches, workers = _endless(loader, sampler), worker_count(config.num_workers)
-    rows = bench.rows(rounds) + _loader_rows(bench, batches, rounds, workers=workers)
-    return pd.DataFrame(rows, columns=COLUMNS)
 
+    def endless() -> Iterator[Batch]:
+        for epoch in count():
+            sampler.set_epoch(epoch)
+            yield from loader
 
-class Bench:
-    """One distillation step on one batch, cut into its parts."""
-
-    def __init__(
-        self, config: TrainConfig, device: torch.device, batch: Batch, *, steps: int
-    ) -> None:
-        self.config, self.device, self.batch = config, device, batch
-        layout: dict[str, Any] = {"device": device, "memory_format": torch.channels_last}
-        teacher = cast(FeatherFaceV1, v1_or_untrained(config.teacher_model).to(**layout))
-        model = FeatherFaceV2().to(**layout)
-        model.set_drop_prob(config.dropblock_prob / 2)  # the mean of the ramp
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.step = DistillationStep(model, Teacher(teacher), config)
-        self.step.trained.to(device).train()
-        self.optimizer = make_optimizer(self.step.trained, config)
-        self.ema = Averages(model, config.ema_decay)
-        self.state: dict[str, Any] = {}
-        if worth_compiling(config.compile, device, steps=steps):
-            compile_networks([model, teacher], device)
-        self.step.teacher = make_teacher(teacher, config, device=device, steps=steps)
-
-    def parts(self) -> dict[str, Callable[[], None]]:
-        """Return the parts of a step in their order; each needs those before it."""
-        return {
-            "to the device": self._move,
-            "mixing": self._mix,
-            "teacher": self._teach,
-            "student forward": self._forward,
-            "losses": self._losses,
-            "backward": self._backward,
-            "optimizer": self._optimise,
-        }
-
-    def _move(self) -> None:
-        images, targets = self.batch
-        self.state["pixels"] = normalise(images.to(self.device, non_blocking=True))
-        self.state["targets"] = targets.to(self.device, non_blocking=True)
-
-    def _mix(self) -> None:
-        """MixUp, CutMix or neither, each as often as in training."""
-        names = ("pixels", "targets")
-        given = [self.state[name] for name in names]
-        mixed = mix(self.config, *given, generator=self.generator)
-        self.state |= zip(names, mixed, strict=True)
-
-    def _teach(self) -> None:
-        with autocast(self.config, self.device):
-            self.state["teacher"] = self.step.teacher(self.state["pixels"])
-
-    def _forward(self) -> None:
-        with autocast(self.config, self.device):
-            self.state["student"] = self.step.student(self.state["pixels"])
-
-    def _losses(self) -> None:
-        size, state = self.config.image_size, self.state
-        anchors = make_anchors(size, size, self.device)
-        with autocast(self.config, self.device):
-            self.state["loss"] = self.step.losses(
-                state["student"], state["teacher"], state["targets"], anchors
-            )["loss"]
-
-    def _backward(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        self.state["loss"].backward()
-
-    def _optimise(self) -> None:
-        parameters = self.step.trained.parameters()
-        torch.nn.utils.clip_grad_norm_(parameters, self.config.clip_norm)
-        self.optimizer.step()
-        self.ema.update(self.step.model)
-
-    def run(self) -> None:
-        """Run the whole step."""
-        for work in self.parts().values():
-            work()
-
-    def rows(self, rounds: int) -> list[dict[str, Any]]:
-        """Return a row per part, and one for the whole step."""
-        seconds: dict[str, list[float]] = {name: [] for name in self.parts()}
-        for _ in range(rounds + 1):
-            for name, work in self.parts().items():
-                seconds[name].append(timed(work, self.device))
-        taken = {name: float(np.median(values[1:])) for name, values in seconds.items()}
-        taken["step"] = sum(taken.values())
-        return [_row(name, value, len(self.batch.images)) for name, value in taken.items()]
-
-
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Return the seconds that `work` takes, with the device's work finished."""
-    started = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
-def _row(part: str, seconds: float, images: int) -> dict[str, Any]:
-    return {"part": part, "seconds": seconds, "images_per_second": images / seconds}
-
-
-def _loader_rows(
-    bench: Bench, batches: Iterator[Batch], rounds: int, *, workers: int
-) -> list[dict[str, Any]]:
-    """Measure the loader alone, and the step while the loader works, as in training."""
-    images = len(next(batches).images)  # the loader's processes have started
-
-    def load() -> None:
+    batches, update = endless(), make_update(config, device, steps=steps)
+    batch = next(batches)  # the loader's processes have started
+    clock = Clock(device)
+    for _ in range(rounds + 1):
+        update(batch, clock)
+    taken = {name: float(np.median(seconds[1:])) for name, seconds in clock.seconds.items()}
+    taken["step"] = sum(taken.values())
+    alone = f"loader alone ({worker_count(config.num_workers)} processes)"
+    with clock(alone):
         for _ in range(rounds):
-            bench.batch = next(batches)
-
-    def train() -> None:
+            next(batches)
+    with clock("step and loader"):
         for _ in range(rounds):
-            bench.batch = next(batches)
-            bench.run()
-
-    names = (f"loader alone ({workers} processes)", "step and loader")
-    works = (load, train)
-    return [
-        _row(name, timed(work, bench.device) / rounds, images)
-        for name, work in zip(names, works, strict=True)
-    ]
+            update(next(batches), lambda name: nullcontext())
+    taken |= {name: clock.seconds[name][0] / rounds for name in (alone, "step and loader")}
+    table = pd.DataFrame({"part": list(taken), "seconds": list(taken.values())})
+    return table.assign(images_per_second=len(batch.images) / table["seconds"])
 
 
-def _endless(loader: Any, sampler: EpochSampler) -> Iterator[Batch]:
-    for epoch in count():
-        sampler.set_epoch(epoch)
-        yield from loader
+class Clock:
+    """Collects the seconds that named parts take, with the device's work finished."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, list[float]] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.seconds.setdefault(name, []).append(time.perf_counter() - started)
 
 
-def summary_line(table: pd.DataFrame, device: torch.device | str) -> str:
-    """Say in one sentence what the table of `train_speed` shows."""
-    step = table.loc[table["part"] == "step", "seconds"].iloc[0]
-    parts = table[~table["part"].str.contains("step|loader")]
-    slowest = parts.loc[parts["seconds"].idxmax()]
-    return (
-        f"{table.iloc[-1]['images_per_second']:.1f} images/s on {device}; {slowest['part']} takes "
-        f"{100 * slowest['seconds'] / step:.0f} % of a step"
-    )
+def make_update(
+    config: TrainConfig, device: torch.device, *, steps: int
+) -> Callable[[Batch, Part], None]:
+    """Return a function that trains V2 on a batch, each part of the step inside `part(name)`."""
+    layout: dict[str, Any] = {"device": device, "memory_format": torch.channels_last}
+    teacher = cast(FeatherFaceV1, v1_or_untrained(config.teacher_model).to(**layout))
+    model = FeatherFaceV2().to(**layout)
+    model.set_drop_prob(config.dropblock_prob / 2)  # the mean of the ramp
+    engine = make_teacher(teacher, config, device=device, steps=steps)
+    step = DistillationStep(model, engine, config)
+    step.trained.to(device).train()
+    optimizer, ema = make_optimizer(step.trained, config), Averages(model, config.ema_decay)
+    generator = torch.Generator().manual_seed(config.seed)
+    if worth_compiling(config.compile, device, steps=steps):
+        compile_networks([model, teacher], device)
+
+    def update(batch: Batch, part: Part) -> None:
+        with part("to the device"):
+            pixels = normalise(batch.images.to(device, non_blocking=True))
+            targets = batch.targets.to(device, non_blocking=True)
+        with part("mixing"):
+            pixels, targets = mix(config, pixels, targets, generator=generator)
+        with autocast(config, device):
+            with part("teacher"):
+                taught = step.teacher(pixels)
+            with part("student forward"):
+                student = step.student(pixels)
+            with part("losses"):
+                anchors = make_anchors(config.image_size, config.image_size, device)
+                loss = step.losses(student, taught, targets, anchors)["loss"]
+        with part("backward"):
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+        with part("optimizer"):
+            torch.nn.utils.clip_grad_norm_(step.trained.parameters(), config.clip_norm)
+            optimizer.step()
+            ema.update(model)
+
+    return update
