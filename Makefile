@@ -23,7 +23,7 @@ $(READY): requirements.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(READY_DEV): $(READY) requirements-dev.txt
+$(READY_DEV): $(READY)
 	@echo "==> installing what the tests and linters need"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@

@@ -16,6 +16,7 @@ _HOME = {
     "FeatherFaceV2": "featherface.models.networks",
     "OnnxDetector": "featherface.onnx_detector",
     "Predictions": "featherface.structures",
+    "blur": "featherface.drawing",
     "draw": "featherface.drawing",
     "load_model": "featherface.checkpoint",
     "make_anchors": "featherface.anchors",

@@ -1,4 +1,4 @@
-"""Drawing: detections on a photo, targets on a batch of training images."""
+"""Drawing: detections on a photo, blurred faces, targets on a batch of training images."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ _BOX = (240, 228, 66)  # yellow
 _POINTS = ((86, 180, 233), (0, 114, 178), (255, 255, 255), (230, 159, 0), (213, 94, 0))
 _IGNORED = (204, 121, 167)  # magenta
 _BLACK = (0, 0, 0)
+BLUR_CELLS = 6  # colours per side that remain of a blurred face
 SMALLEST_WITH_POINTS = 12  # pixels; on a smaller face five points would hide it
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
@@ -40,12 +41,33 @@ def draw(
     """
     canvas = np.array(read_image(image, bgr=bgr))
     line = _line_width(canvas)
+    faces = faces.sort_by("score")
     for index in reversed(range(len(faces))):
         _draw_box(canvas, faces.boxes[index], line)
         if landmarks:
             _draw_points(canvas, faces.landmarks[index], faces.boxes[index], line)
     if scores:
         _draw_scores(canvas, faces, line)
+    return canvas
+
+
+def blur(
+    image: ImageSource, faces: Detections, *, margin: float = 0.15, bgr: bool = False
+) -> np.ndarray:
+    """Make faces unrecognisable on a copy of the image; returns (H, W, 3) uint8 RGB.
+
+    Each box, grown by `margin` of its width and height on each side, keeps BLUR_CELLS × BLUR_CELLS
+    mean colours with smooth transitions: details are removed, whatever the size of the face.
+    image, bgr: as in `draw`. Faces that were not detected stay visible.
+    Raises DataError if the image cannot be read.
+    """
+    canvas = np.array(read_image(image, bgr=bgr))
+    for region in faces.regions(canvas.shape, margin):
+        height, width = canvas[region].shape[:2]
+        if height and width:
+            cells = min(BLUR_CELLS, width), min(BLUR_CELLS, height)
+            means = cv2.resize(canvas[region], cells, interpolation=cv2.INTER_AREA)
+            canvas[region] = cv2.resize(means, (width, height), interpolation=cv2.INTER_LINEAR)
     return canvas
 
 

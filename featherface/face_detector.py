@@ -102,8 +102,10 @@ class FaceDetector(ABC):
     def _detect_group(self, group: list[_Prepared], size: tuple[int, int]) -> dict[int, Detections]:
         faces = self._run([item.pixels for item in group], size)
         return {
-            item.index: to_original(
-                *arrays, shown=item.pixels.shape[:2], original=(item.height, item.width)
+            item.index: Detections(
+                *to_original(
+                    *arrays, shown=item.pixels.shape[:2], original=(item.height, item.width)
+                )
             )
             for item, arrays in zip(group, faces, strict=True)
         }

@@ -18,7 +18,6 @@ import numpy as np
 
 from featherface.config import MEAN_BGR, PAD_MULTIPLE
 from featherface.errors import DataError
-from featherface.structures import Detections
 
 try:
     from PIL import Image, ImageOps
@@ -114,23 +113,19 @@ def to_original(
     *,
     shown: tuple[int, int],
     original: tuple[int, int],
-) -> Detections:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Convert faces from pixels of the network's image to pixels of the original image.
 
     boxes (K, 4), scores (K,), landmarks (K, 5, 2); shown, original: height and width of the image
     for the network, without padding, and of the original. Boxes are clipped to the image; boxes in
-    the padding are dropped.
+    the padding are dropped. Returns boxes, scores and landmarks.
     """
     height, width = original
     scale = np.array((width / shown[1], height / shown[0]), np.float32)
     corners = boxes.reshape(-1, 2, 2) * scale  # (K, 4) → (K, 2 corners, x y)
     corners = corners.clip(0, np.array((width, height), np.float32))
     visible = (corners[:, 1] > corners[:, 0]).all(axis=1)
-    return Detections(
-        boxes=corners[visible].reshape(-1, 4),
-        scores=scores[visible],
-        landmarks=landmarks[visible] * scale,
-    )
+    return corners[visible].reshape(-1, 4), scores[visible], landmarks[visible] * scale
 
 
 def _from_array(array: np.ndarray, *, bgr: bool) -> np.ndarray:

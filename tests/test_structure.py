@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "featherface"
 # Lower rooms know nothing of higher ones. A name covers a module or a whole folder.
 FLOORS = (
-    ("errors", "files", "config", "structures"),
-    ("cli", "images", "drawing", "plots"),
+    ("errors", "files", "config", "images", "structures"),
+    ("cli", "drawing", "plots"),
     ("anchors", "models", "distributed", "onnx_export"),
     ("losses", "data", "checkpoint"),
     ("face_detector", "onnx_detector", "detector"),
