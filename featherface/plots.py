@@ -7,7 +7,7 @@ in dash too, bars in hatch.
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,15 +26,37 @@ PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
 COLOURS = (BLUE, ORANGE, GREEN, RED, PURPLE, SKY, BLACK)
 DASHES = ("-", "--", "-.", ":")
 GREY = "0.55"
+_OUTSIDE: dict[str, dict[str, Any]] = {  # where a legend hides no data
+    "below": {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)},
+    "right": {"loc": "center left", "bbox_to_anchor": (1, 0.5)},
+}
 _MOST_POINTS = 2000  # of one line: more is slow in vector formats and shows nothing new
 
 
-def finish(ax: Axes, xlabel: str, ylabel: str) -> None:
-    """Set labels, a light grid behind the data, and no box around it."""
-    ax.set(xlabel=xlabel, ylabel=ylabel)
+def new_figure(size: tuple[float, float], title: str = "") -> Figure:
+    """Make an empty figure of width, height in inches that leaves room for its texts."""
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(title, fontsize="medium")
+    return figure
+
+
+def finish(ax: Axes, xlabel: str, ylabel: str, *, legend: str = "", **settings: Any) -> None:
+    """Set labels, a light grid behind the data, and no box around it.
+
+    legend: "below" or "right" of the axes, or a position in them. settings: of `Axes.set`.
+    """
+    ax.set(xlabel=xlabel, ylabel=ylabel, **settings)
     ax.grid(color="0.9", linewidth=0.8)
     ax.set_axisbelow(True)
     ax.spines[["top", "right"]].set_visible(False)
+    if legend:
+        where = _OUTSIDE.get(legend, {"loc": legend})
+        ax.legend(**where, frameon=False, fontsize="small")
+
+
+def line_style(index: int) -> dict[str, Any]:
+    """Colour and dash of the line with this number."""
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
 
 
 def log_scale(ax: Axes) -> None:
@@ -73,48 +95,25 @@ def plot_precision_recall(
     """
     if not curves:
         raise DataError("no precision-recall curve to draw")
-    panels = _panels(curves)
+    panels: dict[str, dict[str, Curve]] = {}
+    for name, value in curves.items():
+        for setting, curve in {"": value}.items() if isinstance(value, Curve) else value.items():
+            panels.setdefault(setting, {})[name] = curve
     most = max(len(lines) for lines in panels.values())
-    size = (4.2 * len(panels) + 0.8, 4.4 + 0.22 * most)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = new_figure((4.2 * len(panels) + 0.8, 4.4 + 0.22 * most), title)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for ax, (name, lines) in zip(axes, panels.items(), strict=True):
         for index, (label, curve) in enumerate(lines.items()):
+            points = len(curve.recall)
+            shown = np.linspace(0, points - 1, min(points, _MOST_POINTS)).astype(int)
             ap = f"AP {100 * (curve.ap_exact if exact else curve.ap):.1f}"
-            _draw_curve(ax, curve, f"{label}: {ap if curve.faces else 'no face'}", index)
-        finish(ax, "recall (share of faces found)", "precision (share of detections true)")
+            text = f"{label}: {ap if curve.faces else 'no face'}"
+            recall, precision = curve.recall[shown], curve.precision[shown]
+            ax.plot(recall, precision, **line_style(index), linewidth=1.8, label=text)
         ax.set(xlim=(0, 1.005), ylim=(0, 1.005), title=name)
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), frameon=False)
-    figure.suptitle(title, fontsize="medium")
+        labels = "recall (share of faces found)", "precision (share of detections true)"
+        finish(ax, *labels, legend="below")
     return figure
-
-
-def _panels(
-    curves: Mapping[str, Curve] | Mapping[str, Mapping[str, Curve]],
-) -> dict[str, dict[str, Curve]]:
-    """{panel title: {line label: Curve}}."""
-    single: dict[str, Curve] = {}
-    panels: dict[str, dict[str, Curve]] = {}
-    for name, value in curves.items():
-        if isinstance(value, Curve):
-            single[name] = value
-        else:
-            for setting, curve in value.items():
-                panels.setdefault(setting, {})[name] = curve
-    return panels or {"": single}
-
-
-def _draw_curve(ax: Axes, curve: Curve, label: str, index: int) -> None:
-    points = len(curve.recall)
-    shown = np.unique(np.linspace(0, points - 1, min(points, _MOST_POINTS)).astype(int))
-    ax.plot(
-        curve.recall[shown],
-        curve.precision[shown],
-        color=COLOURS[index % len(COLOURS)],
-        linestyle=DASHES[index % len(DASHES)],
-        linewidth=1.8,
-        label=label,
-    )
 
 
 def plot_reliability(
@@ -124,24 +123,19 @@ def plot_reliability(
 
     diagrams: {detector: `featherface.evaluation.reliability` of a curve}.
     """
-    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
+    figure = new_figure((9.2, 3.9 + 0.2 * len(diagrams)), title)
     left, right = figure.subplots(1, 2)
     left.plot([0, 1], [0, 1], color=GREY, linestyle=":", label="calibrated")
     for index, (name, (table, error)) in enumerate(diagrams.items()):
-        colour, dash = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
-        bins = table.dropna(subset=["score"])
+        style, bins = line_style(index), table.dropna(subset=["score"])
         text = f"{name}: calibration error {error:.3f}"
-        left.plot(bins["score"], bins["precision"], dash, marker="o", color=colour, label=text)
-        counts = table["count"].clip(lower=0.8).to_numpy(float)
-        edges = np.append(table["low"], 1.0)
-        right.stairs(counts, edges, baseline=0.8, linestyle=dash, color=colour, label=name)
-    left.set(xlim=(0, 1), ylim=(0, 1.02))
-    right.set(xlim=(0, 1), yscale="log")
-    finish(left, "score", "precision (share of detections true)")
-    finish(right, "score", "detections in the bin")
-    left.legend(loc="lower right", frameon=False, fontsize="small")
-    right.legend(loc="upper right", frameon=False, fontsize="small")
-    figure.suptitle(title, fontsize="medium")
+        left.plot(bins["score"], bins["precision"], marker="o", markersize=4, **style, label=text)
+        counts, edges = table["count"].clip(lower=0.8), np.append(table["low"], 1.0)
+        right.stairs(counts.to_numpy(float), edges, baseline=None, **style, label=name)
+    left.set(xlim=(0, 1.01), ylim=(0, 1.02))
+    finish(left, "score", "precision (share of detections true)", legend="below")
+    log_scale(right)
+    finish(right, "score", "detections in the bin", legend="below", xlim=(0, 1))
     return figure
 
 
@@ -158,25 +152,24 @@ def plot_consistency(
     detectors or only one found.
     """
     pairs = table[table["status"] == "matched"]
-    figure = Figure(figsize=(9.6, 7.6), layout="constrained")
+    figure = new_figure((9.6, 7.6), title)
     (scores, overlap), (points, sizes) = figure.subplots(2, 2)
     scores.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
     scores.plot(pairs["score_a"], pairs["score_b"], "o", color=BLUE, alpha=0.4, markersize=4)
-    scores.set(xlim=(0, 1.02), ylim=(0, 1.02))
     scores.set_title(f"scores of {len(pairs)} pairs, r = {summary['score_correlation']:.3f}")
-    finish(scores, f"score of {names[0]}", f"score of {names[1]}")
-    _histogram(overlap, pairs["iou"], np.linspace(0.5, 1, 26), GREEN)
+    finish(scores, f"score of {names[0]}", f"score of {names[1]}", xlim=(0, 1.02), ylim=(0, 1.02))
+    bars: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.5}
+    overlap.hist(pairs["iou"].to_numpy(float), np.linspace(0.5, 1, 26), color=GREEN, **bars)
     overlap.set_title(f"box IoU, median {summary['iou_median']:.3f}")
     finish(overlap, "IoU of the two boxes", "pairs")
     distance = pairs["landmark_distance"].to_numpy(float)
     # beyond the 99th percentile a few wild pairs would flatten all the others
     limit = max(1e-3, float(np.percentile(distance, 99))) if len(distance) else 1.0
-    _histogram(points, distance.clip(max=limit), np.linspace(0, limit, 26), ORANGE)
+    points.hist(distance.clip(max=limit), np.linspace(0, limit, 26), color=ORANGE, **bars)
     points.set_title(f"landmarks, median {summary['landmark_distance_median']:.4f}")
     finish(points, "mean landmark distance (face sizes; last bar: and more)", "pairs")
     _draw_sizes(sizes, table, names)
     sizes.set_title(f"faces by size, agreement {100 * summary['agreement']:.1f} %")
-    figure.suptitle(title, fontsize="medium")
     return figure
 
 
@@ -184,36 +177,29 @@ def _draw_sizes(ax: Axes, table: "pd.DataFrame", names: tuple[str, str]) -> None
     """Draw stacked counts of matched, missed and extra faces in octaves of size."""
     edges = 2.0 ** np.arange(2, 11)
     size = table["size"].to_numpy(float).clip(edges[0], edges[-1] * 0.999)
-    groups = {"matched": "both", "missed": f"only {names[0]}", "extra": f"only {names[1]}"}
-    counts = [np.histogram(size[table["status"] == status], edges)[0] for status in groups]
     position, base = np.arange(len(edges) - 1), np.zeros(len(edges) - 1)
-    fills = zip(counts, groups.values(), (SKY, ORANGE, RED), ("", "//", ".."), strict=True)
-    for count, label, colour, hatch in fills:
-        ax.bar(
-            position, count, 0.9, base, color=colour, label=label, hatch=hatch, edgecolor="white"
-        )
+    for status, label, colour, hatch in (
+        ("matched", "both", SKY, ""),
+        ("missed", f"only {names[0]}", ORANGE, "//"),
+        ("extra", f"only {names[1]}", RED, ".."),
+    ):
+        count = np.histogram(size[table["status"] == status], edges)[0]
+        ax.bar(position, count, 0.9, base, color=colour, label=label, hatch=hatch, ec="white")
         base = base + count
-    ax.set_ylim(0, max(1.0, 1.08 * base.max()))
     ax.set_xticks(position, [f"{low:.0f}–{2 * low:.0f}" for low in edges[:-1]], rotation=30)
-    ax.legend(frameon=False)
-    finish(ax, "size: √(box area), pixels", "faces")
-
-
-def _histogram(ax: Axes, values: "np.ndarray | pd.Series", edges: np.ndarray, colour: str) -> None:
-    ax.hist(
-        np.asarray(values, float), bins=list(edges), color=colour, edgecolor="white", linewidth=0.5
-    )
+    # a third more than the highest bar: room for the legend
+    ax.set_ylim(0, max(1.0, 1.35 * base.max()))
+    finish(ax, "size: √(box area), pixels", "faces", legend="upper right")
 
 
 def plot_schedule(
     steps: np.ndarray, rates: np.ndarray, *, steps_per_epoch: int, title: str = ""
 ) -> Figure:
     """Plot the learning rate at each step (T,) against the epoch."""
-    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    figure = new_figure((7, 2.8), title)
     ax = figure.subplots()
     ax.plot(steps / steps_per_epoch, rates, color=BLUE)
-    ax.set(ylim=(0, None), title=title)
-    finish(ax, "epoch", "learning rate of AdamW")
+    finish(ax, "epoch", "learning rate of AdamW", ylim=(0, None))
     return figure
 
 
@@ -222,20 +208,29 @@ def plot_progress(log: "pd.DataFrame", *, epochs: int, title: str = "") -> Figur
 
     log: training_log.csv as a table, which may be empty; epochs: of the whole run.
     """
-    figure = Figure(figsize=(9.2, 5.8), layout="constrained")
+    figure = new_figure((9.2, 5.8), title)
     (total, parts), (rate, last) = figure.subplots(2, 2)
     if len(log):
-        total.plot(log["epoch"], log["loss"], color=BLUE, marker="o", markersize=3)
+        points: dict[str, Any] = {"marker": "o", "markersize": 3}
+        total.plot(log["epoch"], log["loss"], color=BLUE, **points)
         _draw_terms(parts, log)
-        rate.plot(log["epoch"], log["lr"], color=ORANGE, marker="o", markersize=3)
-        rate.set_ylim(0, None)
-        _draw_speed(last, log)
-    labels = ("total loss", "loss terms (log scale)", "learning rate", "images/s")
-    for ax, label in zip((total, parts, rate, last), labels, strict=True):
-        ax.set_xlim(0, epochs + 0.5)
+        rate.plot(log["epoch"], log["lr"], color=ORANGE, **points)
+        last.plot(log["epoch"], log["images_per_second"], color=GREEN, **points)
+    for ax, label, low in (
+        (total, "total loss", None),
+        (parts, "loss terms (log scale)", None),
+        (rate, "learning rate", 0),
+        (last, "images/s", 0),
+    ):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-        finish(ax, "epoch", label)
-    figure.suptitle(title, fontsize="medium")
+        ax.set(xlim=(0, epochs + 0.5), ylim=(low, None))
+        finish(ax, "epoch", label, legend="right" if ax is parts and len(log) else "")
+    if "val_ap" in log:
+        measured, right = log.dropna(subset=["val_ap"]), last.twinx()
+        right.plot(measured["epoch"], 100 * measured["val_ap"], "--s", color=PURPLE, markersize=4)
+        right.set_ylim(0, 100)
+        right.set_ylabel("validation AP, % (dashed)", color=PURPLE)
+        right.spines["top"].set_visible(False)
     return figure
 
 
@@ -244,26 +239,9 @@ def _draw_terms(ax: Axes, log: "pd.DataFrame") -> None:
     others = {"epoch", "loss", "lr", "seconds", "images_per_second", "loader_share"}
     terms = [name for name in log.columns if name not in others and not name.startswith("val_")]
     for index, name in enumerate(name for name in terms if (log[name] > 0).any()):
-        style = DASHES[index // len(COLOURS) % len(DASHES)]
-        colour = COLOURS[index % len(COLOURS)]
         values = log[name].where(log[name] > 0)
-        ax.plot(log["epoch"], values, style, color=colour, label=name, marker="o", markersize=2)
+        ax.plot(log["epoch"], values, **line_style(index), label=name, marker="o", markersize=2)
     log_scale(ax)
-    ax.legend(fontsize="small", frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-
-
-def _draw_speed(ax: Axes, log: "pd.DataFrame") -> None:
-    """Draw throughput, and on a second scale the validation AP if the run measures it."""
-    ax.plot(log["epoch"], log["images_per_second"], color=GREEN, marker="o", markersize=3)
-    ax.set_ylim(0, None)
-    if "val_ap" not in log:
-        return
-    measured = log.dropna(subset=["val_ap"])
-    right = ax.twinx()
-    right.plot(measured["epoch"], 100 * measured["val_ap"], "--s", color=PURPLE, markersize=4)
-    right.set_ylim(0, 100)
-    right.set_ylabel("validation AP, % (dashed)", color=PURPLE)
-    right.spines["top"].set_visible(False)
 
 
 _BARS = {  # colour and hatch by detector and engine
@@ -280,22 +258,19 @@ def plot_networks(table: "pd.DataFrame") -> Figure:
 
     table: one row per part: part, v1_parameters, v2_parameters, v1_macs, v2_macs.
     """
-    figure = Figure(figsize=(9.2, 3.6), layout="constrained")
-    panels = (
-        ("parameters", 1e3, "parameters (thousands)"),
-        ("macs", 1e6, "multiply-accumulates (millions)"),
-    )
-    position = np.arange(len(table))
+    figure, position = new_figure((9.2, 3.6)), np.arange(len(table))
     axes = figure.subplots(1, 2, sharey=True)
-    for ax, (what, unit, label) in zip(axes, panels, strict=True):
+    for ax, what, unit, label in (
+        (axes[0], "parameters", 1e3, "parameters (thousands)"),
+        (axes[1], "macs", 1e6, "multiply-accumulates (millions)"),
+    ):
         for name, colour, shift, hatch in (("v1", ORANGE, -0.2, "//"), ("v2", BLUE, 0.2, "")):
             values = table[f"{name}_{what}"].to_numpy(float) / unit
             text = f"{name.upper()}: {values.sum():,.0f} in all"
             bars = ax.barh(position + shift, values, 0.38, color=colour, hatch=hatch, label=text)
             ax.bar_label(bars, fmt="%.1f", padding=3, fontsize="small")
         ax.margins(x=0.15)
-        ax.legend(loc="lower right", frameon=False)
-        finish(ax, label, "")
+        finish(ax, label, "", legend="lower right")
     axes[0].set_yticks(position, table["part"])
     axes[0].invert_yaxis()
     return figure
@@ -306,8 +281,7 @@ def plot_speed(table: "pd.DataFrame") -> Figure:
 
     table: of `featherface.benchmark` for one number of threads; one panel per kind of time.
     """
-    figure = Figure(figsize=(9.2, 3.8), layout="constrained")
-    kinds = list(dict.fromkeys(table["what"]))
+    figure, kinds = new_figure((9.2, 3.8)), list(dict.fromkeys(table["what"]))
     axes = figure.subplots(1, len(kinds), squeeze=False)[0]
     for ax, what in zip(axes, kinds, strict=True):
         part = table[table["what"] == what]
@@ -324,8 +298,8 @@ def plot_speed(table: "pd.DataFrame") -> Figure:
                           hatch=hatch, capsize=2, label=label)  # fmt: skip
             ax.bar_label(bars, fmt="%.0f", padding=3, fontsize="small")
         ax.set_xticks(range(len(sizes)), sizes)
-        ax.set(title=TIMES.get(what, what))
         ax.margins(y=0.12)
+        ax.set_title(TIMES.get(what, what))
         finish(ax, "image, width × height (pixels)", "time on one thread (ms)")
     axes[0].legend(frameon=False, fontsize="small", loc="upper left")
     return figure
@@ -340,7 +314,7 @@ def plot_pictures(pictures: Sequence[tuple[str, np.ndarray]], *, columns: int = 
     width = 9.2 / columns
     heights = [max(width * p.shape[0] / p.shape[1] for _, p in line) + 0.3 for line in lines]
     heights = [min(height, 6.5) for height in heights]
-    figure = Figure(figsize=(9.2, sum(heights)), layout="constrained")
+    figure = new_figure((9.2, sum(heights)))
     grid = figure.subplots(len(lines), columns, squeeze=False, height_ratios=heights)
     for ax in grid.flat:
         ax.axis("off")
@@ -363,19 +337,13 @@ def plot_speed_against_ap(table: "pd.DataFrame", *, title: str = "") -> Figure:
     settings = [name for name in table.columns if name.startswith("ap_")]
     if not settings:
         raise DataError("no detector has an AP: give --data")
-    chosen = table[
-        (table["what"] == "forward")
-        & (table["engine"] == "onnx")
-        & (table["threads"] == 1)
-        & (table["height"] == 640)
-        & (table["width"] == 640)
-    ]
-    chosen = chosen.dropna(subset=settings)
+    wanted = "what == 'forward' and engine == 'onnx' and threads == 1 and height == width == 640"
+    chosen = table.query(wanted).dropna(subset=settings)
     if chosen.empty:
         raise DataError("no detector has both an AP and a time at 640×640 on one thread")
     chosen = chosen.assign(detector=chosen["detector"].str.replace(_SUFFIX, "", regex=True))
     chosen = chosen.drop_duplicates("detector").sort_values("median")
-    figure = Figure(figsize=(2.6 * len(settings) + 2.4, 3.6), layout="constrained")
+    figure = new_figure((2.6 * len(settings) + 2.4, 3.6), title)
     axes = figure.subplots(1, len(settings), squeeze=False)[0]
     for ax, setting in zip(axes, settings, strict=True):
         for index, row in enumerate(chosen.to_dict("records")):
@@ -383,14 +351,11 @@ def plot_speed_against_ap(table: "pd.DataFrame", *, title: str = "") -> Figure:
             label = f"{row['detector']}, {row['median']:.0f} ms"
             ax.plot(row["median"], row[setting], MARKERS[index % len(MARKERS)], color=colour,
                     markersize=8, label=label)  # fmt: skip
-        ax.set(xscale="log", title=setting.removeprefix("ap_"), xlabel="forward (ms)")
+        ax.set(xscale="log", title=setting.removeprefix("ap_"))
+        label = "exact AP (%), long side 640" if ax is axes[0] else ""
+        finish(ax, "forward (ms)", label, legend="right" if ax is axes[-1] else "")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter("{x:.0f}")
         ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.grid(color="0.9", linewidth=0.8, which="both")
         ax.margins(x=0.1, y=0.1)
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("exact AP (%), long side 640")
-    axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize="small")
-    figure.suptitle(title, fontsize="medium")
     return figure

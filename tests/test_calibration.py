@@ -11,7 +11,6 @@ from featherface.evaluation import (
     reliability,
     threshold_for_precision,
 )
-from featherface.evaluation.command import calibration_text
 from featherface.evaluation.curves import make_curve
 
 
@@ -93,7 +92,6 @@ def test_summary_of_a_detector():
     empty = calibration_summary(precision_recall_boxes({"a": []}, truths))
     assert (empty["detections"], empty["expected_calibration_error"]) == (0, None)
     assert empty["thresholds"] == {"0.95": None, "0.99": None}
-    assert "no detections" in calibration_text({"blind": empty}, score_above=0.02)
 
 
 def test_widerface_is_calibrated_on_hard():

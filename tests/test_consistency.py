@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 
 from featherface.errors import DataError
 from featherface.evaluation import compare
-from featherface.evaluation.consistency import compare_with_first
 from featherface.structures import Detections
 
 
@@ -89,14 +88,9 @@ def test_images_must_be_the_same():
         compare({"a.jpg": Detections()}, {"a.jpg": Detections(), "b.jpg": Detections()})
 
 
-def test_several_detectors_are_compared_with_the_first_above_a_score():
+def test_faces_count_only_above_a_score():
     a = detections([[0, 0, 40, 40], [100, 0, 140, 40]], [0.9, 0.5])
     b = detections([[0, 0, 40, 40], [100, 0, 140, 40]], [0.9, 0.51])
-    detected = {"V1": {"p.jpg": a}, "V2": {"p.jpg": b}, "blind": {"p.jpg": Detections()}}
-    first, second = compare_with_first(detected, score_above=0.5)
-    assert (first.a, first.b, second.a, second.b) == ("V1", "V2", "V1", "blind")
-    assert [first.summary[name] for name in ("matched", "missed", "extra")] == [1, 0, 1]
-    assert [second.summary[name] for name in ("matched", "missed", "extra")] == [0, 1, 0]
-    assert len(first.table) == 2
-    assert compare_with_first({"V1": {"p.jpg": a}}, score_above=0.5) == []
-    assert compare_with_first({}, score_above=0.5) == []
+    table, summary = compare([a], [b], score_above=0.5)
+    assert [summary[name] for name in ("matched", "missed", "extra")] == [1, 0, 1]
+    assert len(table) == 2

@@ -5,17 +5,17 @@ torch, pandas and matplotlib are imported where they are used, so that --help is
 
 import argparse
 import json
-import os
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featherface import cli
 from featherface.config import DISPLAY_SCORE, EVALUATION_SCORE
 from featherface.errors import CheckpointError, ConfigError
-from featherface.evaluation.consistency import Pair, compare_with_first
+from featherface.evaluation.consistency import compare
 from featherface.evaluation.curves import (
     Evaluation,
     calibration_summary,
@@ -23,13 +23,19 @@ from featherface.evaluation.curves import (
     setting_of_most_faces,
 )
 from featherface.evaluation.predictions import EvaluationWarning
-from featherface.evaluation.run import PROTOCOLS, detect_photos, evaluate
+from featherface.evaluation.run import PROTOCOLS, detect_photos
 from featherface.evaluation.sets import EvaluationSet, find_evaluation_set
 from featherface.evaluation.submission import write_submission
 from featherface.files import check_writable, commit, sha256, versions, write_text
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# {(first, other detector): table and summary of `compare`}
+Comparisons = Mapping[tuple[str, str], "tuple[pd.DataFrame, dict[str, float]]"]
+
+AGREEMENT = ("matched", "missed", "extra", "agreement", "score_correlation", "iou_median",
+             "landmark_distance_median")  # fmt: skip
 
 
 def evaluate_command(description: str | None) -> None:
@@ -55,29 +61,13 @@ def evaluate_command(description: str | None) -> None:
         print(f"warning: {note}", file=sys.stderr)
     if results:
         record = {**describe(args, files, data), "warnings": notes}
-        write(args, results, record)
+        report(args, results, record)
         if args.record:
             record_in_weights(files, results, record)
 
 
 def parse(description: str) -> argparse.Namespace:
     """Read and check the flags."""
-    parser = make_parser(description)
-    args = parser.parse_args()
-    if args.weights and args.predictions:
-        parser.error("give either --weights or --predictions")
-    if args.predictions:
-        others = ("protocol", "score_threshold", "iou_threshold", "device", "save_predictions")
-        for name in (n for n in others if getattr(args, n) != parser.get_default(n)):
-            parser.error(f"{cli.flag(name)[0]} cannot be combined with --predictions")
-    if args.limit < 0:
-        parser.error("--limit must be 0 or more")
-    if args.record and not args.weights:
-        parser.error("--record writes into the files of --weights: give some")
-    return args
-
-
-def make_parser(description: str) -> argparse.ArgumentParser:
     parser = cli.parser(description)
     add = parser.add_argument
     add("--weights", nargs="+", metavar="W",
@@ -94,7 +84,18 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     add(*cli.flag("no_plots"), action="store_true", help="write the tables only, no figures")
     cli.add_detection_flags(parser, score_threshold=EVALUATION_SCORE)
     add("--limit", type=int, default=0, metavar="N", help="use only the first N photos; 0: all")
-    return parser
+    args = parser.parse_args()
+    if args.weights and args.predictions:
+        parser.error("give either --weights or --predictions")
+    if args.predictions:
+        others = ("protocol", "score_threshold", "iou_threshold", "device", "save_predictions")
+        for name in (n for n in others if getattr(args, n) != parser.get_default(n)):
+            parser.error(f"{cli.flag(name)[0]} cannot be combined with --predictions")
+    if args.limit < 0:
+        parser.error("--limit must be 0 or more")
+    if args.record and not args.weights:
+        parser.error("--record writes into the files of --weights: give some")
+    return args
 
 
 def named_files(args: argparse.Namespace) -> dict[str, str]:
@@ -108,17 +109,14 @@ def named_files(args: argparse.Namespace) -> dict[str, str]:
 
 def labels(paths: list[str]) -> dict[str, str]:
     """{short name: path}: the file's stem; with folder, then suffix, if two are alike."""
-    files = [Path(path) for path in paths]
-    names = [file.stem for file in files]
-    for longer in (lambda file: file.stem, lambda file: file.name):
-        names = [
-            f"{file.resolve().parent.name}/{longer(file)}" if names.count(name) > 1 else name
-            for name, file in zip(names, files, strict=True)
-        ]
-    named = dict(zip(names, paths, strict=True))
-    if len({file_part(name) for name in named}) < len(paths):
-        raise ConfigError("two of the files to compare have the same name and folder: rename one")
-    return named
+    files = [Path(path).resolve() for path in paths]
+    short = [file.stem for file in files]
+    longer = [f"{file.parent.name}/{file.stem}" for file in files]
+    longest = [f"{file.parent.name}/{file.name}" for file in files]
+    for names in (short, longer, longest):
+        if len({file_part(name) for name in names}) == len(paths):
+            return dict(zip(names, paths, strict=True))
+    raise ConfigError("two of the files to compare have the same name and folder: rename one")
 
 
 def file_part(label: str) -> str:
@@ -145,11 +143,9 @@ def run_detectors(
     results = {}
     for name, detector in detectors.items():
         print(f"{name}: {detector}")
+        found = detect_photos(detector, data.photos, protocol=args.protocol, label=name)
         if data.annotated:
-            results[name] = evaluate(detector, data, protocol=args.protocol, label=name)
-            found = results[name].detections
-        else:
-            found = detect_photos(detector, data.photos, protocol=args.protocol, label=name)
+            results[name] = replace(data.evaluate(found), detections=found)
         if args.save_predictions:
             folder = Path(args.save_predictions)
             write_submission(folder / name if len(detectors) > 1 else folder, found)
@@ -161,9 +157,10 @@ def describe(
 ) -> dict[str, Any]:
     """The conditions of a measurement; weights with SHA-256, as many have the same name."""
     ran = not args.predictions
-    sources = {name: {"file": without_machine(path)} for name, path in files.items()}
-    if ran:
-        sources = {n: {**source, "sha256": sha256(files[n])} for n, source in sources.items()}
+    sources = {
+        name: {"file": without_machine(path), **({"sha256": sha256(path)} if ran else {})}
+        for name, path in files.items()
+    }
     return {
         "data": without_machine(args.data),
         "split": args.split,
@@ -185,64 +182,73 @@ def without_machine(path: str) -> str:
     return Path(path).name if Path(path).is_absolute() else Path(path).as_posix()
 
 
-def write(
+def report(
     args: argparse.Namespace, results: Mapping[str, Evaluation], record: dict[str, Any]
 ) -> None:
     """Write the files into --out and print the tables."""
-    out, names = Path(args.out), ["evaluation.json", "evaluation.csv"]
+    out, title = Path(args.out), f"{record['description']}\nprotocol {record['protocol']}"
     # scores of files may be in any range: nothing to calibrate or to compare at 0.5
-    judged = {name: result for name, result in results.items() if result.detections}
-    pairs = compare_with_first(
-        {name: result.detections for name, result in judged.items()}, score_above=DISPLAY_SCORE
-    )
-    calibration = {name: calibration_summary(result) for name, result in judged.items()}
+    faces = {name: result.detections for name, result in results.items() if result.detections}
+    first, *others = faces or [""]
+    pairs = {
+        (first, name): compare(faces[first], faces[name], score_above=DISPLAY_SCORE)
+        for name in others
+    }
+    calibration = {name: calibration_summary(results[name]) for name in faces}
     consistency = [
-        {"a": pair.a, "b": pair.b, "score_above": DISPLAY_SCORE, **pair.summary} for pair in pairs
+        {"a": a, "b": b, "score_above": DISPLAY_SCORE, **summary}
+        for (a, b), (_, summary) in pairs.items()
     ]
-    write_results(out, results, {**record, "calibration": calibration, "consistency": consistency})
-    for pair in pairs:
-        names.append(f"{pair_file(pair)}.csv")
-        write_text(out / names[-1], pair.table.to_csv(index=False, lineterminator="\n"))
-    title = f"{record['description']}\nprotocol {record['protocol']}"
+    record = {**record, "calibration": calibration, "consistency": consistency}
+    names = write_tables(out, results, record, pairs)
     if not args.no_plots:
-        names += draw(out, results, judged, pairs, title)
-    print(to_text(results, title=title.replace("\n", ", ")))
-    if judged:
-        print(calibration_text(calibration, score_above=args.score_threshold))
-    for summary in consistency:
-        print(consistency_text(summary))
+        names += draw(out, results, list(faces), pairs, title)
+    show(f"AP in percent: {title}".replace("\n", ", "), [ap_row(n, r) for n, r in results.items()])
+    if faces:
+        setting = setting_of_most_faces(results[first])
+        over = f"calibration of detections that score over {args.score_threshold:g}"
+        rows = [calibration_row(name, part) for name, part in calibration.items()]
+        show(f"{over} (setting: {setting}); score: the lowest for a precision", rows, digits=3)
+    if pairs:
+        rows = [{"": part["b"]} | {key: part[key] for key in AGREEMENT} for part in consistency]
+        show(f"consistency with {first}, faces that score over {DISPLAY_SCORE:g}", rows, digits=3)
     print(f"written: {out / names[0]}, {', '.join(names[1:])}")
 
 
-def write_results(
-    folder: str | os.PathLike, results: Mapping[str, Evaluation], record: Mapping[str, Any]
-) -> None:
-    """Write evaluation.json and evaluation.csv, atomically.
+def write_tables(
+    out: Path, results: Mapping[str, Evaluation], record: Mapping[str, Any], pairs: Comparisons
+) -> list[str]:
+    """Write evaluation.json, evaluation.csv and a CSV file per comparison; return their names.
 
     The JSON is `record` (protocol, data, versions, …) with "detectors": {name: {setting: {"ap",
-    "ap_exact", "faces"}, …, "images"}}; the CSV is `to_table` with the record's plain values in
-    each row. An undefined AP is null, or empty.
+    "ap_exact", "faces"}, …, "images"}}. The CSV has one row per detector and setting, each with
+    the record's plain values. An undefined AP is null, or empty.
     """
+    import pandas as pd
+
     detectors = {name: result.as_dict() for name, result in results.items()}
     content = json.dumps({**record, "detectors": detectors})
     plain = json.loads(content, parse_constant=lambda _: None)  # JSON has no NaN: null instead
-    text = json.dumps(plain, indent=2, ensure_ascii=False)
-    write_text(Path(folder) / "evaluation.json", text + "\n")
+    write_text(out / "evaluation.json", json.dumps(plain, indent=2, ensure_ascii=False) + "\n")
     scalars = {k: v for k, v in record.items() if v is None or isinstance(v, (str, int, float))}
-    table = to_table(results).assign(**scalars)
-    write_text(Path(folder) / "evaluation.csv", table.to_csv(index=False, lineterminator="\n"))
+    found = {name: result.to_dataframe() for name, result in results.items()}
+    table = pd.concat(found, names=["detector", None]).reset_index("detector").assign(**scalars)
+    tables = {"evaluation.csv": table} | {f"{pair_file(p)}.csv": pairs[p][0] for p in pairs}
+    for name, table in tables.items():
+        write_text(out / name, table.to_csv(index=False, lineterminator="\n"))
+    return ["evaluation.json", *tables]
 
 
-def pair_file(pair: Pair) -> str:
-    """The name of a pair's files without suffix: consistency_<a>_<b>."""
-    return f"consistency_{file_part(pair.a)}_{file_part(pair.b)}"
+def pair_file(pair: tuple[str, str]) -> str:
+    """The name of a comparison's files without suffix."""
+    return f"consistency_{file_part(pair[0])}_{file_part(pair[1])}"
 
 
 def draw(
     out: Path,
     results: Mapping[str, Evaluation],
-    judged: Mapping[str, Evaluation],
-    pairs: list[Pair],
+    calibrated: list[str],
+    pairs: Comparisons,
     title: str,
 ) -> list[str]:
     """Write every figure into `out` and return their names."""
@@ -251,74 +257,43 @@ def draw(
     curves = {name: result.curves for name, result in results.items()}
     lines = curves if len(curves) > 1 else next(iter(curves.values()))
     figures = {"precision_recall.png": plots.plot_precision_recall(lines, title=title)}
-    shown = {name: result.curves[setting_of_most_faces(result)] for name, result in judged.items()}
+    shown = {name: curves[name][setting_of_most_faces(results[name])] for name in calibrated}
     diagrams = {name: reliability(curve) for name, curve in shown.items() if len(curve.scores)}
     if diagrams:
         figures["reliability.png"] = plots.plot_reliability(diagrams, title=title)
-    for pair in pairs:
+    over = f"{title}, faces that score over {DISPLAY_SCORE}"
+    for pair, compared in pairs.items():
         figures[f"{pair_file(pair)}.png"] = plots.plot_consistency(
-            pair.table,
-            pair.summary,
-            names=(pair.a, pair.b),
-            title=f"{title}, faces that score over {DISPLAY_SCORE}",
+            *compared, names=pair, title=over
         )
     for name, figure in figures.items():
         plots.save_figure(figure, out / name)
     return list(figures)
 
 
-def to_table(results: Mapping[str, Evaluation]) -> "pd.DataFrame":
-    """One row per detector and setting: detector, setting, ap, ap_exact (0..1), faces, images."""
+def show(title: str, rows: list[dict[str, Any]], *, digits: int = 2) -> None:
+    """Print rows as a table under a title; the first column names the detector."""
     import pandas as pd
 
-    tables = {name: result.to_dataframe() for name, result in results.items()}
-    return pd.concat(tables, names=["detector", None]).reset_index("detector")
+    table = pd.DataFrame(rows).set_index("").rename_axis(None)
+    print(f"{title}\n{table.to_string(float_format=f'%.{digits}f', na_rep='none')}")
 
 
-def to_text(results: Mapping[str, Evaluation], *, title: str) -> str:
-    """A line per detector: official and exact AP in percent for each setting."""
-    table = to_table(results)
-    settings = list(dict.fromkeys(table["setting"]))
-    wide = 100 * table.pivot(index="detector", columns="setting", values=["ap", "ap_exact"])
-    columns = [(kind, name) for kind in ("ap", "ap_exact") for name in settings]
-    wide = wide.loc[list(results), columns]
-    wide.columns = settings + [f"{name} (exact)" for name in settings]
-    shown = wide.rename_axis(None).to_string(float_format="%.2f", na_rep="no face")
-    return f"AP in percent: {title}\n{shown}"
+def ap_row(name: str, result: Evaluation) -> dict[str, Any]:
+    """Official and exact AP in percent for each setting."""
+    official = {setting: 100 * curve.ap for setting, curve in result.curves.items()}
+    exact = {f"{s} (exact)": 100 * curve.ap_exact for s, curve in result.curves.items()}
+    return {"": name, **official, **exact}
 
 
-def calibration_text(calibration: Mapping[str, Mapping[str, Any]], *, score_above: float) -> str:
-    """A line per detector, from {name: `calibration_summary`}.
-
-    score_above: the score threshold of the detectors, which limits what the error is about.
-    """
-    settings = " and ".join(dict.fromkeys(part["setting"] for part in calibration.values()))
-    lines = [f"calibration of detections that score over {score_above:g} (setting: {settings})"]
-    for name, part in calibration.items():
-        if not part["detections"]:
-            lines.append(f"{name}: no detections")
-            continue
-        text = f"{name}: expected calibration error {part['expected_calibration_error']:.3f}"
-        for precision, point in part["thresholds"].items():
-            reached = "at no score"
-            if point:
-                reached = f"from score {point['threshold']:.4f} (recall {point['recall']:.3f})"
-            text += f", precision {precision} {reached}"
-        lines.append(text)
-    return "\n".join(lines)
-
-
-def consistency_text(summary: Mapping[str, Any]) -> str:
-    """One line from {"a", "b", "score_above", and the summary of `compare`}."""
-    a, b = summary["a"], summary["b"]
-    agreement = f"{100 * summary['agreement']:.1f} %" if summary["agreement"] >= 0 else "undefined"
-    return (
-        f"consistency of {b} with {a}, faces that score over {summary['score_above']:g}: "
-        f"agreement {agreement} ({summary['matched']} both, {summary['missed']} only {a}, "
-        f"{summary['extra']} only {b}), score correlation {summary['score_correlation']:.3f}, "
-        f"median box IoU {summary['iou_median']:.3f}, median landmark distance "
-        f"{summary['landmark_distance_median']:.4f} face sizes"
-    )
+def calibration_row(name: str, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """`calibration_summary` without nesting."""
+    row = {"": name, "detections": summary["detections"]}
+    row["error"] = summary["expected_calibration_error"]
+    for precision, point in summary["thresholds"].items():
+        row[f"score for {precision}"] = point["threshold"] if point else None
+        row[f"recall at {precision}"] = point["recall"] if point else None
+    return row
 
 
 def refuse_foreign(weights: Iterable[str]) -> None:
@@ -337,22 +312,17 @@ def record_in_weights(
 ) -> None:
     """Add the AP to each weights file, under "evaluations"; replace the same measurement.
 
-    weights: paths, by the names in `results`. If one is not a checkpoint of this project, raise
-    CheckpointError and change none.
+    weights: paths, by the names in `results`.
     """
     from featherface.checkpoint import read_file, write_file
 
-    refuse_foreign(weights.values())
-    kept = ("description", "protocol", "images", "subset", "score_threshold", "iou_threshold")
-    about = {name: record[name] for name in (*kept, "commit")}
+    same = ("description", "protocol")
+    kept = (*same, "images", "subset", "score_threshold", "iou_threshold", "commit")
+    about = {name: record[name] for name in kept}
     for name, path in weights.items():
         content = read_file(path)
-        now = (about["description"], about["protocol"])
-        others = [
-            part
-            for part in content.get("evaluations", [])
-            if (part["description"], part["protocol"]) != now
-        ]
+        earlier = content.get("evaluations", [])
+        others = [part for part in earlier if any(part[key] != about[key] for key in same)]
         content["evaluations"] = [*others, {**about, **results[name].as_dict()}]
         write_file(path, content)
         print(f"recorded in {path}")

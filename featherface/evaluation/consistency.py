@@ -7,7 +7,7 @@ of the IoUs of at least 0.5 is largest. Used for V1 and V2 and for exported and 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from featherface.structures import Detections
 if TYPE_CHECKING:
     import pandas as pd
 
+STATUS = ("matched", "missed", "extra")
 COLUMNS = "image status index_a index_b score_a score_b size iou landmark_distance".split()
 
 
@@ -52,29 +53,6 @@ def compare(
     return table, _summary(table, len(first))
 
 
-class Pair(NamedTuple):
-    """Two detectors by name, and the table and summary of `compare`."""
-
-    a: str
-    b: str
-    table: pd.DataFrame
-    summary: dict[str, float]
-
-
-def compare_with_first(
-    detected: Mapping[str, Mapping[str, Detections]], *, score_above: float
-) -> list[Pair]:
-    """Compare the first of several detectors, {name: {image: faces}}, with each other one.
-
-    Empty for fewer than two detectors; see `compare`.
-    """
-    first, *others = detected or [""]
-    return [
-        Pair(first, other, *compare(detected[first], detected[other], score_above=score_above))
-        for other in others
-    ]
-
-
 def _named(
     detections: Mapping[str, Detections] | Sequence[Detections], score_above: float
 ) -> dict[str, Detections]:
@@ -85,37 +63,36 @@ def _named(
 
 def _rows(name: str, a: Detections, b: Detections, iou_threshold: float) -> list[tuple]:
     """The table's rows of one image: pairs, missed, extra."""
+    from scipy.optimize import linear_sum_assignment  # slow to import
+
     overlaps = pairwise_iou(a.boxes, b.boxes)
-    index_a, index_b = _assign(overlaps, iou_threshold)
+    allowed = np.where(overlaps >= iou_threshold, overlaps, 0.0)
+    index_a, index_b = linear_sum_assignment(allowed, maximize=True)
+    paired = overlaps[index_a, index_b] >= iou_threshold
+    index_a, index_b = index_a[paired], index_b[paired]
     sizes_a, sizes_b = box_sizes(a.boxes), box_sizes(b.boxes)
     scores_a, scores_b = a.scores.astype(float), b.scores.astype(float)
     steps = np.linalg.norm(a.landmarks[index_a] - b.landmarks[index_b], axis=2).mean(axis=1)
     distance = steps / np.maximum(sizes_a[index_a], 1e-9)
-    rows: list[tuple] = [
-        (name, "matched", i, j, scores_a[i], scores_b[j], sizes_a[i], overlaps[i, j], distance[n])
-        for n, (i, j) in enumerate(zip(index_a, index_b, strict=True))
-    ]
     nan = np.nan
-    for i in np.setdiff1d(np.arange(len(a)), index_a):
-        rows.append((name, "missed", i, -1, scores_a[i], nan, sizes_a[i], nan, nan))
-    for j in np.setdiff1d(np.arange(len(b)), index_b):
-        rows.append((name, "extra", -1, j, nan, scores_b[j], sizes_b[j], nan, nan))
-    return rows
-
-
-def _assign(overlaps: np.ndarray, iou_threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the paired rows and columns of an IoU matrix, each used at most once."""
-    from scipy.optimize import linear_sum_assignment  # slow to import
-
-    allowed = np.where(overlaps >= iou_threshold, overlaps, 0.0)
-    rows, columns = linear_sum_assignment(allowed, maximize=True)
-    paired = overlaps[rows, columns] >= iou_threshold
-    return rows[paired], columns[paired]
+    return [
+        *(
+            (name, "matched", i, j, scores_a[i], scores_b[j], sizes_a[i], overlaps[i, j], far)
+            for i, j, far in zip(index_a, index_b, distance, strict=True)
+        ),
+        *(
+            (name, "missed", i, -1, scores_a[i], nan, sizes_a[i], nan, nan)
+            for i in np.setdiff1d(np.arange(len(a)), index_a)
+        ),
+        *(
+            (name, "extra", -1, j, nan, scores_b[j], sizes_b[j], nan, nan)
+            for j in np.setdiff1d(np.arange(len(b)), index_b)
+        ),
+    ]
 
 
 def _summary(table: pd.DataFrame, images: int) -> dict[str, float]:
-    status = ("matched", "missed", "extra")
-    counts = {name: int((table["status"] == name).sum()) for name in status}
+    counts = {name: int((table["status"] == name).sum()) for name in STATUS}
     pairs = table[table["status"] == "matched"].drop(columns=["image", "status"]).astype(float)
     a, b, iou, distance = (pairs[n] for n in ("score_a", "score_b", "iou", "landmark_distance"))
     related = len(pairs) > 1 and a.std() and b.std()

@@ -57,14 +57,12 @@ def match_detections(
     detections: for each image (K, 5) x, y, w, h, score, in any order; faces: for each image (F, 4)
     x, y, w, h, pixels. The faces of the set are numbered in the given order.
     """
-    found = [np.zeros(0, np.int64)]
-    total = 0
-    for rows, boxes in zip(detections, faces, strict=True):
-        found.append(_best_face(rows[:, :4], boxes, total))
-        total += len(boxes)
+    offsets = np.cumsum([0, *map(len, faces)])
+    pairs = zip(detections, faces, offsets[:-1], strict=True)
+    found = [_best_face(rows[:, :4], boxes, offset) for rows, boxes, offset in pairs]
     scores = np.concatenate([np.zeros(0), *(rows[:, 4] for rows in detections)])
     order = np.argsort(-scores, kind="stable")
-    face = np.concatenate(found)[order]
+    face = np.concatenate([np.zeros(0, np.int64), *found])[order]
     first = np.zeros(len(face), bool)
     first[np.unique(face, return_index=True)[1]] = True
     return DetectionMatches(scores[order], face, first & (face >= 0))
@@ -119,9 +117,10 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """{setting: {"ap", "ap_exact", "faces"}, …, "images": n}, plain numbers, AP in 0..1."""
+        names = ("ap", "ap_exact", "faces")
         settings: dict[str, Any] = {
-            name: {"ap": curve.ap, "ap_exact": curve.ap_exact, "faces": curve.faces}
-            for name, curve in self.curves.items()
+            setting: {name: getattr(curve, name) for name in names}
+            for setting, curve in self.curves.items()
         }
         return {**settings, "images": self.images}
 
@@ -129,24 +128,21 @@ class Evaluation:
         """One row per setting: setting, ap, ap_exact (0..1), faces, images."""
         import pandas as pd
 
-        rows = [
-            (name, curve.ap, curve.ap_exact, curve.faces, self.images)
-            for name, curve in self.curves.items()
-        ]
-        return pd.DataFrame(rows, columns=["setting", "ap", "ap_exact", "faces", "images"])
+        values = self.as_dict()
+        rows = [{"setting": name, **values[name], "images": self.images} for name in self.curves]
+        return pd.DataFrame(rows)
 
 
 def make_curves(
     matches: DetectionMatches, settings: Mapping[str, np.ndarray], images: int
 ) -> Evaluation:
     """Judge the matches under each setting: a (G,) bool mask of the faces to find."""
-    low, high = 1.0, 0.0  # where the usual evaluator starts its running minimum and maximum
-    if len(matches.scores):
-        low, high = min(low, matches.scores[-1]), max(high, matches.scores[0])
-    curves = {}
-    for name, kept in settings.items():
-        scores, true = matches.judge(kept)
-        curves[name] = make_curve(scores, true, int(kept.sum()), score_range=(low, high))
+    # the usual evaluator starts its running minimum at 1 and its maximum at 0
+    score_range = min([1.0, *matches.scores[-1:]]), max([0.0, *matches.scores[:1]])
+    curves = {
+        name: make_curve(*matches.judge(kept), int(kept.sum()), score_range=score_range)
+        for name, kept in settings.items()
+    }
     return Evaluation(curves, images)
 
 
@@ -158,28 +154,22 @@ def make_curve(
     scores (M,) descending, true (M,) bool; faces: how many there are to find; score_range: lowest
     and highest score of all detections, dropped ones too, which the official AP maps to 0..1.
     """
-    last_of_ties = np.append(scores[1:] != scores[:-1], True)[: len(scores)]
-    ends = np.flatnonzero(last_of_ties) + 1  # detections at or above each distinct score
+    ends = np.flatnonzero(np.diff(scores, append=np.nan)) + 1  # detections at each score or above
+    low, high = score_range
+    # a single score (an oracle's 1.0) has no range: it is above every threshold
+    rescaled = (scores - low) / (high - low) if high > low else np.ones(len(scores))
+    above = len(scores) - np.searchsorted(rescaled[::-1], THRESHOLDS, side="left")
     recall, precision = _points(true, ends, faces)
-    official = _points(true, _at_thresholds(scores, score_range), faces)
     return Curve(
         scores=scores,
         true=true,
         thresholds=scores[ends - 1],
         recall=recall,
         precision=precision,
-        ap=_area_under(*official) if faces else math.nan,
+        ap=_area_under(*_points(true, above, faces)) if faces else math.nan,
         ap_exact=_area_under(recall, precision) if faces else math.nan,
         faces=faces,
     )
-
-
-def _at_thresholds(scores: np.ndarray, score_range: tuple[float, float]) -> np.ndarray:
-    """(1000,) int: the number of detections at or above each threshold of the rescaled score."""
-    low, high = score_range
-    # a single score (an oracle's 1.0) has no range: it is above every threshold
-    rescaled = (scores - low) / (high - low) if high > low else np.ones(len(scores))
-    return len(scores) - np.searchsorted(rescaled[::-1], THRESHOLDS, side="left")
 
 
 def _points(true: np.ndarray, ends: np.ndarray, faces: int) -> tuple[np.ndarray, np.ndarray]:
@@ -231,20 +221,11 @@ def reliability(curve: Curve, *, bins: int = 10) -> Reliability:
     edges = np.linspace(0, 1, bins + 1)
     index = np.searchsorted(edges[1:-1], scores, side="right")
     count = np.bincount(index, minlength=bins)
-    filled = np.where(count > 0, count, np.nan)
-    score = np.bincount(index, scores, minlength=bins) / filled
-    precision = np.bincount(index, true, minlength=bins) / filled
-    table = pd.DataFrame(
-        {
-            "low": edges[:-1],
-            "high": edges[1:],
-            "count": count,
-            "score": score,
-            "precision": precision,
-        }
-    )
-    error = np.nansum(count * np.abs(score - precision)) / len(scores)
-    return Reliability(table, float(error))
+    table = pd.DataFrame({"low": edges[:-1], "high": edges[1:], "count": count})
+    means = pd.DataFrame({"score": scores, "precision": true.astype(float)}).groupby(index).mean()
+    table = table.join(means)
+    gaps = (table["score"] - table["precision"]).abs()
+    return Reliability(table, float((table["count"] * gaps).sum() / len(scores)))
 
 
 def threshold_for_precision(curve: Curve, precision: float) -> OperatingPoint:
@@ -266,8 +247,8 @@ def threshold_for_precision(curve: Curve, precision: float) -> OperatingPoint:
             f"{curve.precision[best]:.4f} at score {curve.thresholds[best]:.4f}"
         )
     point = enough[-1]  # thresholds descend
-    values = curve.thresholds[point], curve.precision[point], curve.recall[point]
-    return OperatingPoint(*map(float, values))
+    columns = (curve.thresholds, curve.precision, curve.recall)
+    return OperatingPoint(*(float(column[point]) for column in columns))
 
 
 def setting_of_most_faces(result: Evaluation) -> str:

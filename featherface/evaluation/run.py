@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import groupby, islice
 from typing import Protocol, TypeVar
 
 import cv2
@@ -113,26 +113,21 @@ class View:
 
 def views(protocol: str, width: int, height: int) -> list[View]:
     """The views of a photo of width × height pixels. ConfigError for an unknown protocol."""
-    short, long = min(width, height), max(width, height)
-    if protocol == "original":
-        return [View(width, height)]
-    if protocol == "vga":
-        return [_scaled(width, height, _VGA / long)]
-    if protocol == "mxnet":
-        return [_scaled(width, height, min(_MXNET[0] / short, _MXNET[1] / long))]
-    if protocol == "multiscale":
-        base = min(_BASE[0] / short, _BASE[1] / long)
-        sizes = [_scaled(width, height, base * side / _BASE[0]) for side in _SHORT_SIDES]
-        return [
-            View(view.width, view.height, mirrored=mirrored)
-            for view in sizes
-            for mirrored in (False, True)
-        ]
-    raise ConfigError(f"protocol must be one of {', '.join(PROTOCOLS)}; got {protocol!r}")
-
-
-def _scaled(width: int, height: int, scale: float) -> View:
-    return View(max(1, round(width * scale)), max(1, round(height * scale)))
+    short, long = sorted((width, height))
+    base = min(_BASE[0] / short, _BASE[1] / long)
+    scales = {
+        "original": [1.0],
+        "vga": [_VGA / long],
+        "mxnet": [min(_MXNET[0] / short, _MXNET[1] / long)],
+        "multiscale": [base * side / _BASE[0] for side in _SHORT_SIDES],
+    }
+    if protocol not in scales:
+        raise ConfigError(f"protocol must be one of {', '.join(PROTOCOLS)}; got {protocol!r}")
+    return [
+        View(max(1, round(width * scale)), max(1, round(height * scale)), mirrored)
+        for scale in scales[protocol]
+        for mirrored in ((False, True) if protocol == "multiscale" else (False,))
+    ]
 
 
 def vote(
@@ -143,27 +138,22 @@ def vote(
     The best face becomes the score-weighted mean of all faces that overlap it by at least
     `iou_threshold` and keeps its score; then the best of the rest, and so on; at most `keep`.
     """
-    scores = np.concatenate([faces.scores for faces in found])
-    order = np.argsort(-scores, kind="stable")
-    scores = scores[order]
-    boxes = np.concatenate([faces.boxes for faces in found])[order]
-    landmarks = np.concatenate([faces.landmarks for faces in found])[order]
+    order = np.argsort(-np.concatenate([faces.scores for faces in found]), kind="stable")
+    boxes, scores, landmarks = (
+        np.concatenate([getattr(faces, name) for faces in found])[order]
+        for name in ("boxes", "scores", "landmarks")
+    )
     left = np.arange(len(scores))
-    best: list[int] = []
-    mean_boxes, mean_landmarks = [], []
-    while len(left) and len(best) < keep:
-        overlaps = pairwise_iou(boxes[left[:1]], boxes[left])[0]
-        together = overlaps >= iou_threshold
+    merged: list[tuple] = []
+    while len(left) and len(merged) < keep:
+        together = pairwise_iou(boxes[left[:1]], boxes[left])[0] >= iou_threshold
         together[0] = True  # also where its own area is 0
         members = left[together]
         weights = scores[members] / scores[members].sum()
-        best.append(left[0])
-        mean_boxes.append(weights @ boxes[members])
-        mean_landmarks.append(np.tensordot(weights, landmarks[members], axes=1))
+        points = np.tensordot(weights, landmarks[members], axes=1)
+        merged.append((weights @ boxes[members], scores[left[0]], points))
         left = left[~together]
-    if not best:
-        return Detections()
-    return Detections(np.stack(mean_boxes), scores[best], np.stack(mean_landmarks))
+    return Detections(*map(np.stack, zip(*merged, strict=True))) if merged else Detections()
 
 
 def detect_photos(
@@ -204,17 +194,12 @@ def _batches(plans: Sequence[list[View]], batch_pixels: int) -> list[list[int]]:
 
     The largest come first: if memory does not suffice, that shows at once, not after an hour.
     """
-    sizes = [padded_size(view[0].height, view[0].width) for view in plans]
-    pixels = [sum(np.prod(padded_size(v.height, v.width)) for v in view) for view in plans]
-    order = sorted(range(len(plans)), key=lambda index: (-pixels[index], sizes[index], index))
+    pixels = [sum(np.prod(padded_size(v.height, v.width)) for v in plan) for plan in plans]
+    keys = [(-n, padded_size(p[0].height, p[0].width)) for n, p in zip(pixels, plans, strict=True)]
     batches: list[list[int]] = []
-    for index in order:
-        last = batches[-1] if batches else []
-        room = (len(last) + 1) * pixels[index] <= batch_pixels
-        if last and room and sizes[last[0]] == sizes[index]:
-            last.append(index)
-        else:
-            batches.append([index])
+    for key, group in groupby(sorted(range(len(plans)), key=keys.__getitem__), keys.__getitem__):
+        indices, most = list(group), max(1, batch_pixels // -key[0])
+        batches += [indices[start : start + most] for start in range(0, len(indices), most)]
     return batches
 
 

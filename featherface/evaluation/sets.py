@@ -48,12 +48,9 @@ def precision_recall_boxes(
         for name, size in zip(names, sizes, strict=True)
     ]
     size, kept = np.concatenate(sizes), np.concatenate(wanted)
-    settings = {
-        "all": kept,
-        "small": kept & (size < SMALL),
-        "medium": kept & (size >= SMALL) & (size <= LARGE),
-        "large": kept & (size > LARGE),
-    }
+    by_size = {"small": size < SMALL, "medium": (size >= SMALL) & (size <= LARGE)}
+    by_size["large"] = size > LARGE
+    settings = {"all": kept, **{name: kept & mask for name, mask in by_size.items()}}
     faces = [np.column_stack([box[:, :2], box[:, 2:] - box[:, :2]]) for box in boxes]
     return make_curves(match_detections(rows, faces), settings, images=len(names))
 
@@ -149,15 +146,12 @@ def find_evaluation_set(
         photos = _without_annotation(root) if split == "test" else []
         if not photos and (annotation or need_photos or not truth):
             raise
-        return EvaluationSet(split, photos, truth, _total(photos, truth), truth is not None)
+        total = len(truth.stems) if truth else len(photos)
+        return EvaluationSet(split, photos, truth, total, annotated=truth is not None)
     photos = read_annotations(source.annotation, source.images)
     if truth:
         truth.subset(photo.name for photo in photos)  # fails now, not after hours of detection
-    return EvaluationSet(split, photos, truth, _total(photos, truth))
-
-
-def _total(photos: list[Photo], truth: GroundTruth | None) -> int:
-    return len(truth.stems) if truth else len(photos)
+    return EvaluationSet(split, photos, truth, len(truth.stems) if truth else len(photos))
 
 
 def _without_annotation(root: Path) -> list[Photo]:
@@ -166,9 +160,8 @@ def _without_annotation(root: Path) -> list[Photo]:
     folder = next((path for path in folders if path.is_dir()), None)
     if folder is None:
         return []
-    none = np.zeros((0, 4), np.float32), np.zeros((0, 5, 2), np.float32), np.zeros((0, 5), bool)
     return [
-        Photo(path, path.relative_to(folder).as_posix(), *none)
+        Photo.unlabelled(path, path.relative_to(folder).as_posix())
         for path in sorted(folder.rglob("*"))
         if path.suffix.lower() in PHOTO_SUFFIXES
     ]

@@ -44,13 +44,10 @@ def read_submission(source: str | os.PathLike) -> dict[str, np.ndarray]:
     path = Path(source)
     if not path.exists():
         raise DataError(f"{path} does not exist: give a folder of <event>/<image>.txt files")
-    texts = _folder_texts(path) if path.is_dir() else _zip_texts(path)
     found, empty = {}, []
-    for name, text in texts:
-        if text.strip():
-            found[name] = _parse(text, name, f"{path}: {name}.txt")
-        else:
-            found[name] = np.zeros((0, 5))
+    for name, text in _texts(path):
+        found[name] = _parse(text, name, f"{path}: {name}.txt")
+        if not text.strip():
             empty.append(name)
     if not found:
         raise DataError(f"{path} has no prediction file: expected <event>/<image>.txt in it")
@@ -103,13 +100,12 @@ def _write_together(folder: Path, texts: Mapping[Path, str]) -> None:
             os.replace(temporary, target)
 
 
-def _folder_texts(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """("<event>/<stem>", content) of each .txt file below `folder`."""
-    for path in sorted(folder.rglob("*.txt")):
-        yield path.relative_to(folder).as_posix()[:-4], path.read_bytes()
-
-
-def _zip_texts(path: Path) -> Iterator[tuple[str, bytes]]:
+def _texts(path: Path) -> Iterator[tuple[str, bytes]]:
+    """("<event>/<stem>", content) of each .txt file in a folder or zip."""
+    if path.is_dir():
+        for file in sorted(path.rglob("*.txt")):
+            yield file.relative_to(path).as_posix()[:-4], file.read_bytes()
+        return
     try:
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
@@ -120,7 +116,9 @@ def _zip_texts(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _parse(text: bytes, name: str, where: str) -> np.ndarray:
-    """Read and check the rows of one file that is not empty."""
+    """Read and check the rows of one file; none if it is empty."""
+    if not text.strip():
+        return np.zeros((0, 5))
     lines = text.split(b"\n")
     title = lines[0].decode("utf-8", "replace").strip()
     if image_stem(title) != image_stem(name):

@@ -62,11 +62,11 @@ def read_ground_truth(folder: str | os.PathLike) -> GroundTruth:
     path = root / "wider_face_val.mat"
     events, files, boxes = _read(path, "event_list", "file_list", "face_bbx_list")
     try:
-        counts = [len(cell) for cell in _cells(files)]
-        names = [str(event.item()) for event in _cells(events)]
+        names = [str(event.item()) for event in events.flat]
+        counts = [cell.size for cell in files.flat]
         truth = GroundTruth(
             stems=[str(name.item()) for name in _inner(files)],
-            events=[name for name, count in zip(names, counts, strict=True) for _ in range(count)],
+            events=list(np.repeat(names, counts)),
             boxes=[box.astype(np.float64).reshape(-1, 4) for box in _inner(boxes)],
             kept={},
         )
@@ -115,13 +115,9 @@ def _read(path: Path, *variables: str) -> list[Any]:
         raise DataError(f"{path} cannot be read ({reason}): get the official file again") from error
 
 
-def _cells(cell: np.ndarray) -> list[np.ndarray]:
-    return list(cell.ravel())
-
-
 def _inner(cell: np.ndarray) -> list[np.ndarray]:
     """The contents of a cell of cells (one inner cell per event), in order."""
-    return [content for event in _cells(cell) for content in _cells(event)]
+    return [content for event in cell.flat for content in event.flat]
 
 
 def evaluate_widerface(
