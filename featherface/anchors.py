@@ -19,11 +19,6 @@ FORCED_IOU = 0.2
 _FACES_AT_ONCE = 512  # bounds the memory that crowds need
 
 
-def anchor_count(height: int, width: int) -> int:
-    """The number of anchors A of an image: 16,800 at 640×640."""
-    return sum(2 * -(-height // stride) * -(-width // stride) for stride in STRIDES)
-
-
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # a cached inference tensor could not be used in training later
 def _anchors(height: int, width: int, device: torch.device) -> Tensor:
@@ -56,13 +51,8 @@ def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
     """
     center, size = box_convert(boxes, "xyxy", "cxcywh").split(2, dim=-1)
     anchor_center, anchor_size = anchors.split(2, dim=-1)
-    return torch.cat(
-        (
-            (center - anchor_center) / (VARIANCES[0] * anchor_size),
-            torch.log(size / anchor_size) / VARIANCES[1],
-        ),
-        dim=-1,
-    )
+    shift = (center - anchor_center) / (VARIANCES[0] * anchor_size)
+    return torch.cat((shift, torch.log(size / anchor_size) / VARIANCES[1]), dim=-1)
 
 
 def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
@@ -74,10 +64,7 @@ def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
 
 
 def encode_landmarks(landmarks: Tensor, anchors: Tensor) -> Tensor:
-    """Encode five points (..., A, 5, 2) in pixels as deltas (..., A, 10) to the anchors (A, 4).
-
-    delta = ((x−ax)/(0.1·aw), (y−ay)/(0.1·ah)) for each point.
-    """
+    """Encode five points (..., A, 5, 2) in pixels as deltas (..., A, 10), as box centres are."""
     center, size = anchors.unsqueeze(-2).split(2, dim=-1)  # (A, 1, 2) each
     return ((landmarks - center) / (VARIANCES[0] * size)).flatten(-2)
 

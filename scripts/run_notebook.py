@@ -21,6 +21,7 @@ from featherface.cli import parser, run
 from featherface.errors import ConfigError
 from featherface.files import CHECKOUT, check_writable, write_text
 from featherface.notebook.display import PROBLEM, STATUS, SUMMARY
+from featherface.notebook.session import REAL_DATA, configs
 
 NOTEBOOK = CHECKOUT / "notebooks/03_train_evaluate_featherface_v2.ipynb"
 NO_ALT = 'alt="No description has been provided for this image"'  # what nbconvert writes
@@ -150,6 +151,7 @@ def main() -> None:
         settings = dict(json.loads(args.settings))
     except (ValueError, TypeError) as error:
         raise ConfigError(f"--settings is not a JSON object: {error}") from error
+    configs("full" if args.mode == "full" else "quick", REAL_DATA, settings)  # fails now, not later
     started, out = time.monotonic(), Path(args.out).resolve()
     parameters = {"MODE": args.mode, "SETTINGS": settings, "FRESH": args.fresh}
     _, problems = run_notebook(out, parameters=parameters)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from featherface.anchors import anchor_count
+from featherface.anchors import make_anchors
 from featherface.structures import Predictions
 
 
@@ -22,7 +22,7 @@ class Spotter(nn.Module):
     def forward(self, images: Tensor) -> Predictions:
         self.shapes.append(tuple(images.shape))
         batch, _, height, width = images.shape
-        count = anchor_count(height, width)
+        count = len(make_anchors(height, width))
         cells = avg_pool2d(images.mean(1, keepdim=True), 8).flatten(1)  # (B, cells of P3)
         logits = torch.zeros(batch, count, 2)
         logits[..., 0] = 8.0

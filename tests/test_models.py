@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import shared
 
-from featherface.anchors import anchor_count
+from featherface.anchors import make_anchors
 from featherface.checkpoint import load_model
 from featherface.detector import normalise
 from featherface.models.necks import Fusion
@@ -40,7 +40,7 @@ def test_any_size_gives_all_anchors(network, height, width):
     with torch.inference_mode():
         predictions = network().eval()(torch.randn(2, 3, height, width))
     assert isinstance(predictions, Predictions)
-    count = anchor_count(height, width)
+    count = len(make_anchors(height, width))
     assert [tuple(part.shape) for part in predictions] == [
         (2, count, 4),
         (2, count, 2),

@@ -271,6 +271,20 @@ def test_a_place_for_the_page_is_needed_before_anything_runs(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [("[1", "not a JSON object"), ('{"epoch": 3}', "no such setting: epoch")],
+)
+def test_wrong_settings_are_refused_before_anything_is_written(
+    tmp_path, monkeypatch, settings, message
+):
+    flags = ["run_notebook.py", "--settings", settings, "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", flags)
+    with pytest.raises(ConfigError, match=message):
+        runner.main()
+    assert not (tmp_path / "out").exists()
+
+
 def short_notebook(folder: Path, *code: str) -> Path:
     """A notebook with a section "1 End", a parameter MODE and these cells."""
     cells = [nbformat.v4.new_markdown_cell("## 1 End"), nbformat.v4.new_code_cell("MODE = 1")]

@@ -4,14 +4,14 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-from featherface.anchors import anchor_count, decode_boxes, decode_landmarks, make_anchors
+from featherface.anchors import decode_boxes, decode_landmarks, make_anchors
 from featherface.detector import postprocess
 from featherface.structures import Predictions
 
 
 def random_predictions(batch=2, size=64, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    anchors = anchor_count(size, size)
+    anchors = len(make_anchors(size, size))
     return Predictions(
         torch.randn(batch, anchors, 4, generator=generator),
         torch.randn(batch, anchors, 2, generator=generator) * 3,
@@ -20,7 +20,7 @@ def random_predictions(batch=2, size=64, seed=0):
 
 
 def empty_predictions(size=64, batch=1):
-    count = anchor_count(size, size)
+    count = len(make_anchors(size, size))
     logits = torch.tensor((9.0, -9.0)).expand(batch, count, 2).clone()
     return Predictions(torch.zeros(batch, count, 4), logits, torch.zeros(batch, count, 10))
 
@@ -88,6 +88,6 @@ def test_anchors_made_under_inference_mode_still_serve_training():
     size = 96  # a size that no other test has put into the cache
     with torch.inference_mode():
         postprocess(empty_predictions(size), size, size, score_threshold=0.5, iou_threshold=0.4)
-    deltas = torch.zeros(anchor_count(size, size), 4, requires_grad=True)
+    deltas = torch.zeros(len(make_anchors(size, size)), 4, requires_grad=True)
     decode_boxes(deltas, make_anchors(size, size)).sum().backward()
     assert deltas.grad is not None

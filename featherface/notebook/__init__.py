@@ -5,13 +5,7 @@ the record. Everything else that a cell calls is the library's public API.
 """
 
 from featherface.notebook.display import folded
-from featherface.notebook.results import (
-    ap_above,
-    network_table,
-    remember,
-    summary,
-    write_comparison,
-)
+from featherface.notebook.results import network_table, remember, summary, write_comparison
 from featherface.notebook.session import Session, current_session, open_session
 from featherface.notebook.setup import (
     annotated,
@@ -36,7 +30,6 @@ from featherface.notebook.training import (
 __all__ = [
     "Session",
     "annotated",
-    "ap_above",
     "checkpoints",
     "current_session",
     "environment",

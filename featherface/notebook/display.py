@@ -122,24 +122,20 @@ class Live:
     """A line and a figure that are replaced in place while something runs."""
 
     def __init__(self) -> None:
-        self._line: DisplayHandle | None = None
-        self._figure: DisplayHandle | None = None
+        self._handles: dict[str, DisplayHandle] = {}
 
     def line(self, text: str) -> None:
-        """Show or replace the line."""
         content = {"text/html": f"<code>{html.escape(text)}</code>", "text/plain": text}
-        options: dict[str, Any] = {"raw": True, "metadata": {"featherface": STATUS}}
-        if self._line is None:
-            self._line = display(content, display_id=True, **options)
-        else:
-            self._line.update(content, **options)
+        self._show("line", content, raw=True, metadata={"featherface": STATUS})
 
     def figure(self, figure: Figure) -> None:
-        """Show or replace the figure."""
-        if self._figure is None:
-            self._figure = display(figure, display_id=True)
+        self._show("figure", figure)
+
+    def _show(self, name: str, content: Any, **options: Any) -> None:
+        if name in self._handles:
+            self._handles[name].update(content, **options)
         else:
-            self._figure.update(figure)
+            self._handles[name] = display(content, display_id=True, **options)
 
 
 Shown = tuple[bytes, dict[str, str]] | None  # an image and its metadata; None: another format

@@ -1,7 +1,6 @@
 """Sections 4, 7 and 9: costs by part, AP by size, and one file with everything measured."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,14 @@ import torch
 from torch import nn
 
 from featherface.benchmark.speed import operation_counter
-from featherface.evaluation.sets import EvaluationSet, precision_recall_boxes
 from featherface.files import versions, write_text
 from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
 from featherface.notebook.display import SUMMARY, note
 from featherface.notebook.process import CONFIG_FILE, read_log
 from featherface.notebook.session import Session
-from featherface.structures import Detections
 
 COMPARISON = "performance_comparison.csv"
 FIGURES = "figures.json"
-SMALLEST = 16.0  # pixels: the smallest anchor
 PARTS = {
     "backbone": "backbone (MobileNetV1 ×0.25)",
     "backbone_attention": "attention on the backbone",
@@ -58,37 +54,14 @@ def count_macs(network: nn.Module, size: int = 640) -> dict[str, int]:
     """
     with torch.no_grad(), operation_counter() as counter:
         network.eval()(torch.zeros(1, 3, size, size))
-    counts, name = counter.get_flop_counts(), type(network).__name__
-    return {
-        key: sum(
-            sum(operations.values())
-            for module, operations in counts.items()
-            if _is_part(module.removeprefix(f"{name}."), key, network)
-        )
-        // 2  # an operation is a multiplication or an addition
-        for key in PARTS
-    }
-
-
-def _is_part(module: str, key: str, network: nn.Module) -> bool:
-    """True for the part itself, or for the members of a list that never runs as a whole."""
-    if isinstance(network.get_submodule(key), nn.ModuleList):
-        return module.count(".") == 1 and module.startswith(f"{key}.")
-    return module == key
-
-
-def ap_above(
-    photos: EvaluationSet, found: Mapping[str, Detections], smallest: float = SMALLEST
-) -> float:
-    """Exact AP in percent of all faces of at least `smallest` pixels (square root of the area)."""
-    faces = {photo.name: photo.with_ignored() for photo in photos.photos}
-    result = precision_recall_boxes(
-        found,
-        {photo: part.boxes for photo, part in faces.items()},
-        ignored={photo: part.ignore for photo, part in faces.items()},
-        min_size=smallest,
-    )
-    return round(100 * result.curves["all"].ap_exact, 2)
+    counts, macs = counter.get_flop_counts(), {}
+    for key in PARTS:
+        part = f"{type(network).__name__}.{key}"
+        # a list of modules never runs as a whole
+        names = [part] if part in counts else [f"{part}.{level}" for level in range(3)]
+        # an operation is a multiplication or an addition
+        macs[key] = sum(sum(counts[name].values()) for name in names) // 2
+    return macs
 
 
 def remember(session: Session, detector: str, **figures: Any) -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from featherface.config import PRESETS, QUICK, TrainConfig, teacher_changes
 from featherface.data.widerface import FULL_COUNTS, read_split
 from featherface.detector import SHIPPED_WEIGHTS
@@ -35,7 +37,9 @@ class Session:
     mode: "quick" or "full", for `reason`. drawn: the numbers of synthetic photos to train and
     evaluate on, or None for real ones. config: V2's settings; teacher_config: V1's, used where no
     V1 weights exist. settings: what the user changed. fresh: train again even if a finished run
-    exists.
+    exists. data: the data folder; run: the save folder of V2's training; teacher: the V1 weights
+    that V2 learns from, which may have to be trained first; final: the weights that the training
+    writes; results: the folder of everything else that the notebook writes.
     """
 
     mode: str
@@ -45,36 +49,28 @@ class Session:
     teacher_config: TrainConfig
     settings: Mapping[str, Any]
     fresh: bool = False
+    results: Path = RESULTS
 
     @property
     def data(self) -> Path:
-        """The data folder."""
         return Path(self.config.data)
 
     @property
     def run(self) -> Path:
-        """The save folder of V2's training."""
         return Path(self.config.save_folder)
 
     @property
-    def results(self) -> Path:
-        """The folder of everything else that the notebook writes."""
-        return RESULTS
+    def teacher(self) -> Path:
+        return Path(self.config.teacher_model)
 
     @property
-    def teacher(self) -> Path:
-        """The V1 weights that V2 learns from; they may have to be trained first."""
-        return Path(self.config.teacher_model)
+    def final(self) -> Path:
+        return self.run / "FeatherFaceV2_final.pth"
 
     @property
     def trains_teacher(self) -> bool:
         """True if the notebook itself trains V1: quick mode without V1 weights."""
         return self.teacher.parent == Path(self.teacher_config.save_folder) and self.mode == "quick"
-
-    @property
-    def final(self) -> Path:
-        """The weights that this notebook's training writes."""
-        return self.run / "FeatherFaceV2_final.pth"
 
     @property
     def deployed(self) -> Path:
@@ -84,23 +80,18 @@ class Session:
     @property
     def weights(self) -> dict[str, Path]:
         """The weights that exist, by name: V1, V2 of this run, the shipped V2."""
-        named = {"V1": self.teacher, "V2, this run": self._trained()}
+        last = self.run / "FeatherFaceV2_last.pth"
+        saved = [path for path in (self.final, last) if path.is_file()]
+        # an older final file is of another run
+        trained = max(saved, key=lambda path: path.stat().st_mtime, default=self.final)
+        named = {"V1": self.teacher, "V2, this run": trained}
         if self.mode == "quick" or not self.final.is_file():
             named["V2, shipped"] = shipped_weights()
         return {name: path for name, path in named.items() if path.is_file()}
 
-    def _trained(self) -> Path:
-        """This run's final weights, or the last ones saved while it trains."""
-        last = self.run / "FeatherFaceV2_last.pth"
-        if not self.final.is_file() or not last.is_file():
-            return self.final if self.final.is_file() else last
-        newer = self.final.stat().st_mtime >= last.stat().st_mtime
-        return self.final if newer else last  # an older final file is of another run
-
     @property
     def protocol(self) -> str:
-        """The size to evaluate at: "vga" (long side 640) for real photos in quick mode, else
-        "original"."""
+        """The protocol of `evaluate`: "vga" for real photos in quick mode, else "original"."""
         return "vga" if self.mode == "quick" and not self.drawn else "original"
 
     @property
@@ -130,9 +121,14 @@ def open_session(
     install()
     os.chdir(os.environ.get("FEATHERFACE_ROOT") or CHECKOUT)
     mode = mode if mode != "auto" else os.environ.get("FEATHERFACE_MODE", "auto")
-    mode, reason = choose_mode(mode, complete=is_complete(REAL_DATA), cuda=_has_cuda())
-    drawn = None if mode == "full" or has_photos(REAL_DATA) else demo_photos
-    data = REAL_DATA if drawn is None else demo_folder(drawn)
+    counts = {split: _count(REAL_DATA, split) for split in ("train", "val")}
+    complete = all(count == FULL_COUNTS[split] for split, count in counts.items())
+    mode, reason = choose_mode(mode, complete=complete, cuda=torch.cuda.is_available())
+    drawn = None if mode == "full" or all(counts.values()) else demo_photos
+    data = REAL_DATA
+    if drawn is not None:
+        train, val = drawn
+        data = Path("data/demo" if drawn == (400, 40) else f"data/demo_{train}_{val}")
     config, teacher_config = configs(mode, data, settings or {})
     _current = Session(mode, reason, drawn, config, teacher_config, dict(settings or {}), fresh)
     continue_after_errors()
@@ -192,12 +188,6 @@ def configs(mode: str, data: Path, settings: Mapping[str, Any]) -> tuple[TrainCo
     return config, PRESETS["v1"].replace(**shared)
 
 
-def demo_folder(photos: tuple[int, int]) -> Path:
-    """The folder of the synthetic set of this size."""
-    train, val = photos
-    return Path("data/demo") if photos == (400, 40) else Path(f"data/demo_{train}_{val}")
-
-
 def shipped_weights() -> Path:
     """The shipped V2, relative to the working folder if it is below it."""
     here = Path.cwd()
@@ -205,24 +195,8 @@ def shipped_weights() -> Path:
     return SHIPPED_WEIGHTS.relative_to(here) if inside else SHIPPED_WEIGHTS
 
 
-def is_complete(data: Path) -> bool:
-    """True if all photos of WIDER FACE's train and val splits are annotated under `data`."""
-    return all(_count(data, split) == FULL_COUNTS[split] for split in ("train", "val"))
-
-
-def has_photos(data: Path) -> bool:
-    """True if there are real photos to train on and others to evaluate on."""
-    return all(_count(data, split) for split in ("train", "val"))
-
-
 def _count(data: Path, split: str) -> int:
     try:
         return len(read_split(data, split))
     except DataError:
         return 0
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()

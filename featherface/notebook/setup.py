@@ -107,15 +107,9 @@ def _state(path: Path) -> str:
 
 def settings_table(config: TrainConfig, base: TrainConfig) -> pd.DataFrame:
     """List every setting: its value in `base` and in `config`, and what it means."""
-    rows = {
-        item.name: {
-            "base": str(getattr(base, item.name)),
-            "this run": str(getattr(config, item.name)),
-            "meaning": item.metadata["help"],
-        }
-        for item in fields(TrainConfig)
-    }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    meaning = {item.name: item.metadata["help"] for item in fields(TrainConfig)}
+    columns = {"base": base.as_dict(), "this run": config.as_dict(), "meaning": meaning}
+    return pd.DataFrame(columns).loc[list(meaning)].astype(str)
 
 
 def learning_rates(config: TrainConfig, steps_per_epoch: int) -> np.ndarray:
