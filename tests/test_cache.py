@@ -27,19 +27,18 @@ from featherface.data.annotations import Photo
 from featherface.data.augment import FILL_RGB, Colour, Plan, make_image, place_faces
 from featherface.data.cache import (
     SHARED_FOLDER,
-    Machine,
     PlanDataset,
+    allocate,
     build_cache,
-    can_share,
-    choose_memory,
+    cached_size,
     decode_on_device,
     free_bytes,
     make_batches,
-    shared_bytes,
     small_picture,
 )
 from featherface.data.loader import FaceDataset, make_loader
 from featherface.data.render import plan_row, sampling_weights
+from featherface.distributed import ALONE, Machine
 from featherface.errors import ConfigError, DataError
 from featherface.images import Window, open_header, open_photo
 from featherface.training import engine
@@ -204,15 +203,24 @@ def test_rendering_in_parts_is_rendering_at_once_without_waiting(photos, kept, m
     kept.render(plans, size=64, device=CPU)
 
 
-def test_auto_takes_the_first_memory_that_fits(monkeypatch):
-    free = {"cuda": 100, "cpu": 1000}
+def kept_in(size, cache="auto", device="meta", machine=ALONE):
+    """The device's type and the number of users of allocated memory; "meta" stands for a GPU."""
+    found = allocate(size, cache, torch.device(device), machine)
+    return found and (found[0].device.type, found[1])
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    free = {"meta": 100, "cpu": 1000}
     monkeypatch.setattr(cache, "free_bytes", lambda memory: free[memory.type])
-    gpu = torch.device("cuda")
-    chosen = [choose_memory("auto", size, gpu) for size in (60, 61, 500, 501)]
-    assert chosen == [gpu, CPU, CPU, None]
-    assert choose_memory("ram", 500, gpu) == CPU
+
+
+def test_auto_takes_the_first_memory_that_fits(little_memory):
+    chosen = [kept_in(size) for size in (60, 61, 500, 501)]
+    assert chosen == [("meta", 1), ("cpu", 1), ("cpu", 1), None]
+    assert kept_in(500, "ram") == ("cpu", 1)
     with pytest.raises(ConfigError, match=r"--cache device.*lower --cache-side.*--cache ram"):
-        choose_memory("device", 61, gpu)
+        kept_in(61, "device")
 
 
 def test_a_cpu_keeps_nothing_unless_it_is_asked_to(photos):
@@ -235,7 +243,7 @@ def test_a_broken_photo_is_named_before_training(photos, tmp_path, workers):
 def test_photos_are_kept_whole_and_in_order(photos, kept):
     for index, photo in enumerate(photos):
         pixels = cv2.cvtColor(cv2.imread(str(photo.path)), cv2.COLOR_BGR2RGB)
-        assert np.array_equal(kept.picture(index).permute(1, 2, 0).numpy(), pixels)
+        assert np.array_equal(kept.pixels(index).permute(0, 2, 1).numpy(), pixels)
 
 
 def test_the_devices_decoder_and_what_it_cannot_read(photos):
@@ -247,8 +255,8 @@ def test_the_devices_decoder_and_what_it_cannot_read(photos):
     assert decode_on_device([*files, odd], CPU) == [None] * (len(files) + 1)
     for side in (1024, 70):
         for file, pixels in zip(files, decoded, strict=True):
-            made = small_picture(file, pixels, side=side)
-            expected = small_picture(file, None, side=side)
+            size = cached_size(file, side)
+            made, expected = small_picture(file, pixels, size), small_picture(file, None, size)
             assert made.shape == expected.shape and made.dtype == torch.uint8
             assert (made.int() - expected.int()).abs().float().mean() < 1.5
 
@@ -334,9 +342,9 @@ def built(photos, machine):
 def test_each_process_decodes_its_part_and_sees_all(photos, monkeypatch):
     decoded, small_picture = [], cache.small_picture
 
-    def watched(file, pixels, *, side):
+    def watched(file, *others):
         decoded.append(file.path)
-        return small_picture(file, pixels, side=side)
+        return small_picture(file, *others)
 
     alone = build_cache(photos, SHARED, CPU, progress=False)
     monkeypatch.setattr(cache, "small_picture", watched)
@@ -345,7 +353,7 @@ def test_each_process_decodes_its_part_and_sees_all(photos, monkeypatch):
     for kept in (first, second):
         assert str(kept).endswith("shared by 2 processes")
         for index in range(len(photos)):
-            assert torch.equal(kept.picture(index), alone.picture(index))
+            assert torch.equal(kept.pixels(index), alone.pixels(index))
     first.rows[0, 0, 0] = 255 - first.rows[0, 0, 0]
     assert torch.equal(first.rows, second.rows), "one memory"
 
@@ -359,7 +367,7 @@ def test_without_room_to_share_each_keeps_its_own(photos, tmp_path, monkeypatch,
     first, second = together(partial(built, photos))
     assert "shared" not in str(first)
     for index in range(len(photos)):
-        assert torch.equal(first.picture(index), second.picture(index))
+        assert torch.equal(first.pixels(index), second.pixels(index))
     first.rows[0, 0, 0] = 255 - first.rows[0, 0, 0]
     assert not torch.equal(first.rows, second.rows)
 
@@ -369,26 +377,19 @@ def test_machines_with_other_numbers_of_processes_wait_for_each_other(photos):
     kept = together(partial(built, photos), ranks=((0, 1), (0, 2), (1, 2)))
     assert [each.users for each in kept] == [1, 2, 2]
     for index in range(len(photos)):
-        assert torch.equal(kept[0].picture(index), kept[1].picture(index))
+        assert torch.equal(kept[0].pixels(index), kept[1].pixels(index))
 
 
 @needs_folder
-@pytest.mark.parametrize("refused", ["_reserve", "_map"])
-def test_memory_that_the_system_refuses_is_private(photos, monkeypatch, refused):
-    def refuse(*_, **__):
-        raise error
+def test_memory_that_the_system_refuses_is_private(photos, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
 
-    error = OSError(28, "No space left on device")
-    if refused == "_map":
-        error = RuntimeError("no memory")
-        monkeypatch.setattr(cache.torch, "from_file", refuse)
-    else:
-        monkeypatch.setattr(cache.os, "posix_fallocate", refuse)
-    assert together(lambda machine: shared_bytes(4096, machine)) == [None, None]
+    monkeypatch.setattr(cache.os, "posix_fallocate", refuse)
     kept = together(partial(built, photos))
     assert [each.users for each in kept] == [1, 1]
     for index in range(len(photos)):
-        assert torch.equal(kept[0].picture(index), kept[1].picture(index))
+        assert torch.equal(kept[0].pixels(index), kept[1].pixels(index))
 
 
 @needs_folder
@@ -405,18 +406,20 @@ def test_a_photo_that_one_process_cannot_read_ends_all(photos, tmp_path):
     assert "broken.png" in own and "another process" in others
 
 
-def test_processes_decide_alike(monkeypatch):
-    monkeypatch.setattr(cache, "free_bytes", lambda memory: 100)
+def test_processes_decide_alike(little_memory):
     elsewhere_full = Machine(0, 2, lambda flag: True)
-    assert choose_memory("auto", 10, torch.device("cuda"), machine=elsewhere_full) is None
-    with pytest.raises(ConfigError, match=r"--cache ram.*another process of the run"):
-        choose_memory("ram", 10, CPU, machine=elsewhere_full, sharing=True)
-    assert not can_share(10, elsewhere_full)
+    assert kept_in(10, machine=elsewhere_full) is None
+    with pytest.raises(ConfigError, match=r"--cache ram.*or less in another process"):
+        kept_in(10, "ram", machine=elsewhere_full)
 
 
-def test_what_is_shared_counts_once(monkeypatch):
-    monkeypatch.setattr(cache, "free_bytes", lambda memory: 100)  # a process's part of the host's
-    two = Machine(0, 2)
-    assert choose_memory("ram", 100, CPU, machine=two, sharing=True) == CPU
-    with pytest.raises(ConfigError, match=f"{SHARED_FOLDER} has no room for one copy"):
-        choose_memory("ram", 100, CPU, machine=two, sharing=False)
+@needs_folder
+def test_what_is_shared_counts_once(little_memory, monkeypatch):
+    def both(size):
+        return together(lambda machine: kept_in(size, "ram", machine=machine))
+
+    assert both(500) == [("cpu", 2)] * 2
+    monkeypatch.setattr(cache, "SHARED_SHARE", 0)
+    assert both(250) == [("cpu", 1)] * 2
+    with pytest.raises(ConfigError, match="the photos take"):
+        kept_in(251, "ram", machine=Machine(0, 2))

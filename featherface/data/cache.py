@@ -12,9 +12,8 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from itertools import repeat
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -49,57 +48,27 @@ RENDER_BYTES = 2**31  # about what rendering may take at a time
 DECODED_TOGETHER = 32  # photos per batch
 
 
-def cached_size(file: PhotoFile, side: int) -> tuple[int, int]:
-    """Height and width of a photo in a cache whose long sides are at most `side`."""
-    scale = min(1.0, side / max(file.height, file.width))
-    return max(1, round(file.height * scale)), max(1, round(file.width * scale))
-
-
-def packed_shape(files: Sequence[PhotoFile], side: int) -> tuple[int, int, int]:
-    """(rows, 3, width) of the packed photos; one byte per element."""
-    sizes = np.array([cached_size(file, side) for file in files])
-    return int(sizes[:, 0].sum()), 3, int(sizes[:, 1].max())
-
-
 class PhotoCache:
     """Decoded photos; `render` makes training images from them."""
 
     def __init__(
-        self,
-        files: Sequence[PhotoFile],
-        *,
-        side: int,
-        memory: torch.device,
-        rows: Tensor | None = None,
-        users: int = 1,
+        self, files: Sequence[PhotoFile], sizes: np.ndarray, rows: Tensor, *, users: int = 1
     ) -> None:
-        """An empty cache for these photos, in the memory of the device `memory`.
+        """files: N headers; sizes (N, 2): height and width of the photos as stored.
 
-        rows: the bytes to use there, as many as `packed_shape` says, shared by `users` processes.
+        rows (rows, 3, width) uint8: the memory for them, shared by `users` processes.
         """
-        self.files, self.side, self.users = files, side, users
-        sizes = np.array([cached_size(file, side) for file in files])
+        self.files, self.rows, self.users = files, rows, users
         self.sizes = torch.from_numpy(sizes)  # (N, 2) int64, on the host
-        self.first_row = torch.from_numpy(np.cumsum(sizes[:, 0]) - sizes[:, 0])  # (N,)
-        shape = packed_shape(files, side)
-        # not pinned: `_gather` copies into pinned memory what a batch needs
-        free = torch.empty(shape, dtype=torch.uint8, device=memory) if rows is None else rows
-        self.rows = free.view(shape)
+        self.first_row = self.sizes[:, 0].cumsum(0) - self.sizes[:, 0]  # (N,)
 
     def __str__(self) -> str:
         size = self.rows.numel() / 2**30
         shared = f", shared by {self.users} processes" if self.users > 1 else ""
         return f"{size:.1f} GiB, decoded, in the memory of {self.rows.device}{shared}"
 
-    def put(self, index: int, pixels: Tensor) -> None:
-        """Store photo `index`, (h, 3, w) uint8 RGB, of its cached size."""
-        self._rows_of(index).copy_(pixels)
-
-    def picture(self, index: int) -> Tensor:
-        """Photo `index` as stored: (3, h, w) uint8 RGB."""
-        return self._rows_of(index).permute(1, 0, 2)
-
-    def _rows_of(self, index: int) -> Tensor:
+    def pixels(self, index: int) -> Tensor:
+        """Photo `index` as stored: (h, 3, w) uint8 RGB, a view to read or write."""
         height, width = self.sizes[index].tolist()
         return self.rows[self.first_row[index] :][:height, :, :width]
 
@@ -146,79 +115,64 @@ def _pinned(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory() if device.type == "cuda" else values
 
 
-# Choosing the memory ---------------------------------------------------------------------
+# Memory ----------------------------------------------------------------------------------
 
 
-def choose_memory(
-    cache: str,
-    size: int,
-    device: torch.device,
-    *,
-    machine: Machine = ALONE,
-    sharing: bool = False,
-) -> torch.device | None:
-    """The memory for `size` bytes: the device's, the host's, or None for neither.
+def allocate(
+    size: int, cache: str, device: torch.device, machine: Machine = ALONE
+) -> tuple[Tensor, int] | None:
+    """`size` bytes in the memory that `cache` names, and the number of processes that share them.
 
-    `auto` takes the first of device and host that fits, in all processes of the run. sharing: the
-    machine's processes keep them once. Raises ConfigError if the memory asked for is too small.
+    `auto` takes the device's memory if there is room in all processes of the run, else the host's,
+    else None. In the host's the machine's processes share one copy if they can. Raises ConfigError
+    if the memory asked for is too small.
     """
     options = {"device": (device, DEVICE_SHARE), "ram": (HOST, HOST_SHARE)}
+    several = machine.any(machine.total > 1)
     for name in ("device", "ram") if cache == "auto" else (cache,):
         memory, share = options[name]
-        free = free_bytes(memory) * (machine.total if sharing and memory == HOST else 1)
-        if not machine.any(size > share * free):
-            return memory
+        room = share * free_bytes(memory)
+        if name == "ram" and several and not machine.any(size > room):
+            rows = shared_bytes(size, machine)
+            if rows is not None:
+                return rows, machine.total
+        wanted = size * (machine.total if memory == HOST else 1)
+        if not machine.any(wanted > room):
+            # not pinned: `_gather` copies into pinned memory what a batch needs
+            return torch.empty(size, dtype=torch.uint8, device=memory), 1
     if cache == "auto":
         return None
-    reason = f"{100 * share:.0f} % of {free / 2**30:.1f} GiB free may be used"
-    if size <= share * free:
-        reason = "another process of the run has too little memory"
-    if machine.total > 1 and not sharing and memory == HOST:
-        reason += f" by each process ({SHARED_FOLDER} has no room for one copy for all)"
+    here = f"{room / 2**30:.1f} GiB here" + (", or less in another process" if several else "")
     raise ConfigError(
-        f"--cache {cache}: the photos take {size / 2**30:.1f} GiB, but {reason}; lower "
-        f"--cache-side, or use --cache {'ram' if cache == 'device' else 'none'}"
+        f"--cache {cache}: the photos take {wanted / 2**30:.1f} GiB, but only {100 * share:.0f} % "
+        f"of the free memory may be used ({here}); lower --cache-side, or use "
+        f"--cache {'ram' if cache == 'device' else 'none'}"
     )
 
 
 def free_bytes(memory: torch.device) -> int:
-    """Free memory of a CUDA device, or this process's part of the host's available memory."""
+    """Free memory of a CUDA device, or the available memory of the host."""
     if memory.type == "cuda":
         return torch.cuda.mem_get_info(memory)[0]
-    return _available_host() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
-
-
-def _available_host() -> int:
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return 1024 * next(int(line.split()[1]) for line in lines if "MemAvailable:" in line)
-    with contextlib.suppress(AttributeError, ValueError):  # not Linux: half of the memory
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     return UNKNOWN_HOST
-
-
-def can_share(size: int, machine: Machine) -> bool:
-    """True if several processes can share `size` bytes; all processes answer alike."""
-    several = machine.total > 1
-    room = 0
-    with contextlib.suppress(OSError):  # not Linux: there is no such folder
-        room = shutil.disk_usage(SHARED_FOLDER).free
-    useful, full = machine.any(several), machine.any(several and size > SHARED_SHARE * room)
-    return useful and not full
 
 
 def shared_bytes(size: int, machine: Machine) -> Tensor | None:
     """(size,) uint8 zeros in one memory of the machine's processes, which all call it.
 
-    None in all processes if the system refuses it to one. The file behind it is removed as soon as
-    all have mapped it, so nothing can be left behind.
+    None in all processes if one machine has no room. The file behind it is removed as soon as all
+    have mapped it, so nothing can be left behind.
     """
     path, first = SHARED_FOLDER / f"featherface-{machine.name}", machine.number == 0
     try:
         if machine.any(first and not _reserve(path, size)):
             return None
-        rows = _map(path, size)
-        return None if machine.any(rows is None) else rows
+        rows = torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8)
+        machine.any(False)  # all have mapped it
+        return rows
     finally:
         if first:
             path.unlink(missing_ok=True)
@@ -227,21 +181,13 @@ def shared_bytes(size: int, machine: Machine) -> Tensor | None:
 def _reserve(path: Path, size: int) -> bool:
     """Create the file with all its memory: a refusal now is better than a crash when it is used."""
     try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            os.posix_fallocate(file, 0, size)
-        finally:
-            os.close(file)
-    except OSError:
+        if size > SHARED_SHARE * shutil.disk_usage(path.parent).free:
+            return False
+        with open(path, "xb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    except (OSError, AttributeError):  # not Linux: no such folder or function
         return False
     return True
-
-
-def _map(path: Path, size: int) -> Tensor | None:
-    try:
-        return torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8)
-    except RuntimeError:
-        return None
 
 
 # Filling the cache -----------------------------------------------------------------------
@@ -264,17 +210,16 @@ def build_cache(
     if config.cache == "none" or slow or not photos:
         return None  # on a CPU the loader's processes are faster than dense matrix products
     files = [open_header(photo.path) for photo in photos]
-    cache = _empty_cache(files, config, device, machine)
-    if cache is None:
+    sizes = np.array([cached_size(file, config.cache_side) for file in files])
+    shape = int(sizes[:, 0].sum()), 3, int(sizes[:, 1].max())
+    memory = allocate(int(np.prod(shape)), config.cache, device, machine)
+    if memory is None:
         return None
-    part = machine if cache.users > 1 else ALONE
-    indices = range(part.number, len(files), part.total)
-    pictures = _decoded([files[index] for index in indices], config, device)
-    bar = tqdm(pictures, "decode", len(indices), unit="photo", disable=not progress)
+    rows, users = memory
+    cache = PhotoCache(files, sizes, rows.view(shape), users=users)
     failure = None
     try:
-        for index, pixels in zip(indices, bar, strict=True):
-            cache.put(index, pixels)
+        _fill(cache, config, device, machine if users > 1 else ALONE, progress=progress)
     except DataError as error:
         failure = error
     if machine.any(failure is not None):  # this is also where all wait for each other's part
@@ -282,43 +227,36 @@ def build_cache(
     return cache
 
 
-def _empty_cache(
-    files: Sequence[PhotoFile], config: TrainConfig, device: torch.device, machine: Machine
-) -> PhotoCache | None:
-    """A cache in the memory that has room, shared if possible; None if there is none."""
-    size, rows = int(np.prod(packed_shape(files, config.cache_side))), None
-    sharing = can_share(size, machine)
-    memory = choose_memory(config.cache, size, device, machine=machine, sharing=sharing)
-    if sharing and memory == HOST:
-        rows = shared_bytes(size, machine)
-        if rows is None:  # refused although there seemed to be room
-            memory = choose_memory(config.cache, size, device, machine=machine)
-    if memory is None:
-        return None
-    users = 1 if rows is None else machine.total
-    return PhotoCache(files, side=config.cache_side, memory=memory, rows=rows, users=users)
+def cached_size(file: PhotoFile, side: int) -> tuple[int, int]:
+    """Height and width of a photo in a cache whose long sides are at most `side`."""
+    scale = min(1.0, side / max(file.height, file.width))
+    return max(1, round(file.height * scale)), max(1, round(file.width * scale))
 
 
-def _decoded(
-    files: Sequence[PhotoFile], config: TrainConfig, device: torch.device
-) -> Iterator[Tensor]:
-    """The photos in order, (h, 3, w) uint8 RGB of their cached size."""
-    with ThreadPoolExecutor(max(1, worker_count(config.num_workers))) as pool:
-        for start in range(0, len(files), DECODED_TOGETHER):
-            paths = [file.path for file in files[start : start + DECODED_TOGETHER]]
-            part = list(pool.map(open_photo, paths))
-            nothing: list[Tensor | None] = [None] * len(part)
-            decoded = decode_on_device(part, device) if device.type == "cuda" else nothing
-            yield from pool.map(partial(small_picture, side=config.cache_side), part, decoded)
+def _fill(
+    cache: PhotoCache, config: TrainConfig, device: torch.device, part: Machine, *, progress: bool
+) -> None:
+    """Decode this process's part of the photos into the cache."""
+    mine = range(part.number, len(cache.files), part.total)
+    bar = tqdm(total=len(mine), desc="decode", unit="photo", disable=not progress)
+    with bar, ThreadPoolExecutor(max(1, worker_count(config.num_workers))) as pool:
+        for start in range(0, len(mine), DECODED_TOGETHER):
+            indices = mine[start : start + DECODED_TOGETHER]
+            files = list(pool.map(open_photo, (cache.files[index].path for index in indices)))
+            decoded = decode_on_device(files, device) if device.type == "cuda" else repeat(None)
+            made = pool.map(small_picture, files, decoded, cache.sizes[indices].tolist())
+            for index, pixels in zip(indices, made, strict=True):
+                cache.pixels(index).copy_(pixels)
+                bar.update()
 
 
-def small_picture(file: PhotoFile, decoded: Tensor | None, *, side: int) -> Tensor:
-    """A photo with a long side of at most `side`: (h, 3, w) uint8 RGB. Raises DataError.
+def small_picture(file: PhotoFile, decoded: Tensor | None, size: tuple[int, int]) -> Tensor:
+    """A photo of `size`, height and width: (h, 3, w) uint8 RGB. Raises DataError.
 
     decoded: its pixels (3, h, w) from the device's decoder, if that could read it. Otherwise a JPEG
     is decoded here, at a reduced scale that is still large enough.
     """
-    height, width = cached_size(file, side)
+    height, width = size
     if decoded is not None and decoded.shape[1:] == (file.height, file.width):
         if (height, width) == (file.height, file.width):
             return decoded.permute(1, 0, 2)
@@ -353,13 +291,6 @@ def decode_on_device(files: Sequence[PhotoFile], device: torch.device) -> list[T
 # Loading from the cache ------------------------------------------------------------------
 
 
-class PlanBatch(NamedTuple):
-    """A batch before its pixels are made, as the loader's processes hand it over."""
-
-    plans: Tensor  # (B, NUMBERS) float64, see render.plan_row
-    targets: Target  # (B, F)
-
-
 class PlanDataset(FaceDataset):
     """The samples of FaceDataset as plans (NUMBERS,) for the cache, of the same seed."""
 
@@ -374,16 +305,17 @@ class PlanDataset(FaceDataset):
         plan, target = self.plan(index, self.files[index])
         return plan_row(index, plan), target
 
-    def collate(self, samples: Sequence[tuple[Tensor, Target]]) -> PlanBatch:
+    def collate(self, samples: Sequence[tuple[Tensor, Target]]) -> tuple[Tensor, Target]:
+        """Plans (B, NUMBERS) and targets (B, F): a batch whose pixels are not made yet."""
         plans, targets = zip(*samples, strict=True)
-        return PlanBatch(torch.stack(plans), pad(targets))
+        return torch.stack(plans), pad(targets)
 
 
 class CachedLoader:
     """Batches whose images are made on the device; their targets are still on the host."""
 
     def __init__(self, plans: FaceLoader, cache: PhotoCache, *, size: int, device: torch.device):
-        """plans: yields PlanBatch."""
+        """plans: loads a PlanDataset."""
         self.plans, self.cache, self.size, self.device = plans, cache, size, device
 
     def __len__(self) -> int:
