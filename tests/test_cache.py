@@ -107,7 +107,8 @@ def test_a_plan_gives_the_same_image_on_both_paths(photos, kept, data, index, fl
     assert made.dtype == torch.uint8 and made.shape == image.shape
     difference = (made.int() - image.int()).abs()
     assert difference.max() <= (1 if plain else 2)  # the CPU path rounds twice
-    assert difference.float().mean() < 0.6
+    # a few pixels enlarged: one that is rounded the other way fills the image
+    assert window.side < 8 or difference.float().mean() < 0.6
     fill = torch.tensor(FILL_RGB)[:, None, None]
     outside = (image == fill).all(0)
     assert ((made == fill).all(0) == outside).float().mean() > 0.99
