@@ -84,6 +84,8 @@ class Detector(FaceDetector):
         cuda:1, mps.
     score_threshold: faces must score more, 0..1.  iou_threshold: of NMS, 0..1.
     max_side: larger images are shrunk to this long side first, pixels; None: never.
+    second_look: see images of more than 640 pixels again at long side 640, to find large faces; its
+        time is (640 / long side)² of the first look's, see FaceDetector.
     Raises CheckpointError for weights and ConfigError for invalid settings.
     """
 
@@ -96,8 +98,10 @@ class Detector(FaceDetector):
         score_threshold: float = DISPLAY_SCORE,
         iou_threshold: float = NMS_IOU,
         max_side: int | None = None,
+        *,
+        second_look: bool = True,
     ) -> None:
-        super().__init__(score_threshold, iou_threshold, max_side)
+        super().__init__(score_threshold, iou_threshold, max_side, second_look)
         self.model: nn.Module
         if isinstance(weights, nn.Module):
             self.model = weights if device == "auto" else weights.to(pick_device(str(device)))
@@ -160,7 +164,8 @@ def open_detector(
     score_threshold: float = DISPLAY_SCORE,
     iou_threshold: float = NMS_IOU,
     max_side: int | None = None,
+    second_look: bool = True,
 ) -> FaceDetector:
     """Open an .onnx file with OnnxDetector, anything else with Detector. None: the shipped V2."""
     kind = OnnxDetector if str(weights).lower().endswith(".onnx") else Detector
-    return kind(weights, device, score_threshold, iou_threshold, max_side)
+    return kind(weights, device, score_threshold, iou_threshold, max_side, second_look=second_look)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from featherface.config import DISPLAY_SCORE, KEEP_TOP_K, MEAN_BGR, NMS_IOU, PRE_NMS_TOP_K
+from featherface.config import DISPLAY_SCORE, MEAN_BGR, NMS_IOU
 from featherface.errors import CheckpointError, ConfigError
-from featherface.face_detector import Arrays, FaceDetector
+from featherface.face_detector import Arrays, FaceDetector, suppress
 from featherface.files import CHECKOUT
 from featherface.images import fit_long_side, network_input
 
@@ -33,6 +33,8 @@ class OnnxDetector(FaceDetector):
     score_threshold: faces must score more, 0..1.  iou_threshold: of NMS, 0..1.
     max_side: larger images are shrunk to this long side first, pixels; None: never. A model of one
         fixed size shrinks larger images in any case.
+    second_look: see images of more than 640 pixels again at long side 640, to find large faces; its
+        time is (640 / long side)² of the first look's, see FaceDetector. The file runs twice.
     threads: CPU threads of one run; None: one per core. They do not spin while they wait.
     providers: ONNX Runtime's execution providers, in order, instead of those of `device`.
     Raises CheckpointError for the file and ConfigError for invalid settings.
@@ -46,10 +48,11 @@ class OnnxDetector(FaceDetector):
         iou_threshold: float = NMS_IOU,
         max_side: int | None = None,
         *,
+        second_look: bool = True,
         threads: int | None = None,
         providers: Sequence[str] | None = None,
     ) -> None:
-        super().__init__(score_threshold, iou_threshold, max_side)
+        super().__init__(score_threshold, iou_threshold, max_side, second_look)
         self.path = SHIPPED_GRAPH if weights is None else Path(weights)
         self.session = open_session(
             self.path, threads=threads, providers=_providers(device, providers)
@@ -102,30 +105,6 @@ class OnnxDetector(FaceDetector):
             iou_threshold=self.iou_threshold,
         )
         return boxes[0, kept], scores[0, kept], points[0, kept]
-
-
-def suppress(
-    boxes: np.ndarray,
-    scores: np.ndarray,
-    *,
-    score_threshold: float,
-    iou_threshold: float,
-    pre_nms: int = PRE_NMS_TOP_K,
-    keep: int = KEEP_TOP_K,
-) -> np.ndarray:
-    """NMS of decoded boxes (A, 4) with scores (A,): indices of the faces, best first.
-
-    The choice is that of `detector.postprocess`.
-    """
-    candidates = np.flatnonzero(scores > np.float32(score_threshold))
-    if len(candidates) > pre_nms:
-        candidates = candidates[np.argpartition(-scores[candidates], pre_nms)[:pre_nms]]
-    candidates = candidates[np.argsort(-scores[candidates], kind="stable")]
-    chosen = boxes[candidates].astype(np.float64)
-    chosen[:, 2:] -= chosen[:, :2]  # x, y, width, height
-    best = scores[candidates]
-    kept = cv2.dnn.NMSBoxes(chosen, best, 0.0, iou_threshold)  # type: ignore[arg-type]
-    return candidates[np.asarray(kept, np.intp).ravel()[:keep]]
 
 
 def open_session(

@@ -223,5 +223,5 @@ def test_repr_says_what_it_is():
     assert detector.architecture == "FeatherFaceV2"
     assert repr(detector) == (
         "Detector(FeatherFaceV2, 256,156 parameters, device=cpu, score_threshold=0.5, "
-        "iou_threshold=0.4, max_side=640)"
+        "iou_threshold=0.4, max_side=640, second_look=True)"
     )

@@ -12,6 +12,7 @@ from exported import assert_same_faces, graph, network, scene
 from torchvision.ops import nms
 
 import featherface as ff
+from featherface import face_detector
 from featherface.detect_files import detect_paths
 from featherface.detector import open_detector
 from featherface.errors import CheckpointError, ConfigError, DataError
@@ -36,6 +37,20 @@ def test_the_faces_of_detector(folder, form, size):
     expected = ff.Detector(network("v2"), **options).detect(scene(*size))
     found = OnnxDetector(folder / f"{form}.onnx", **options).detect(scene(*size))
     assert len(expected) > (3 if min(size) > 50 else 0)
+    assert_same_faces(found, expected)
+
+
+@pytest.mark.parametrize("form", ["end", "raw"])
+def test_the_second_look_of_detector(folder, form, monkeypatch):
+    for name, pixels in (("SECOND_LOOK", 64), ("FIRST_LOOK_MOST", 32), ("SECOND_LOOK_LEAST", 16)):
+        monkeypatch.setattr(face_detector, name, pixels)
+    picture = scene(97, 130)
+    detector, one = (
+        ff.Detector(network("v2"), score_threshold=0.5, second_look=both) for both in (True, False)
+    )
+    expected = detector.detect(picture)
+    assert len(expected) > 3 and len(expected) != len(one.detect(picture))
+    found = OnnxDetector(folder / f"{form}.onnx", score_threshold=0.5).detect(picture)
     assert_same_faces(found, expected)
 
 

@@ -239,7 +239,7 @@ def _candidates(
 
 
 def _eager(name: str, network: nn.Module, costs: dict[str, int]) -> Candidate:
-    detector = Detector(network, device="cpu")
+    detector = Detector(network, device="cpu", second_look=False)
 
     def calls(size: Size, threads: int) -> dict[str, Call]:
         image, pixels = torch.from_numpy(prepared(size)), picture(size)
@@ -273,7 +273,7 @@ def _exported(name: str, network: nn.Module, costs: dict[str, int], path: Path) 
 
 def _file(path: Path) -> Candidate:
     """Read an ONNX file: one of scripts/export.py, which has no forward, or another detector's."""
-    make: Callable[..., Any] = partial(OnnxDetector, path, "cpu")
+    make: Callable[..., Any] = partial(OnnxDetector, path, "cpu", second_look=False)
     try:
         first = make(threads=1)
     except CheckpointError:

@@ -83,12 +83,17 @@ def parse(description: str) -> argparse.Namespace:
     add("--record", action="store_true", help="write the AP into the weights files too")
     add(*cli.flag("no_plots"), action="store_true", help="write the tables only, no figures")
     cli.add_detection_flags(parser, score_threshold=EVALUATION_SCORE)
+    add(*cli.flag("second_look"), action="store_true",
+        help="see photos over 640 pixels again at long side 640, as detect.py does")  # fmt: skip
     add("--limit", type=int, default=0, metavar="N", help="use only the first N photos; 0: all")
     args = parser.parse_args()
     if args.weights and args.predictions:
         parser.error("give either --weights or --predictions")
     if args.predictions:
-        others = ("protocol", "score_threshold", "iou_threshold", "device", "save_predictions")
+        others = (
+            *("protocol", "score_threshold", "iou_threshold", "second_look"),
+            *("device", "save_predictions"),
+        )
         for name in (n for n in others if getattr(args, n) != parser.get_default(n)):
             parser.error(f"{cli.flag(name)[0]} cannot be combined with --predictions")
     if args.limit < 0:
@@ -135,9 +140,10 @@ def run_detectors(
 
     if not data.annotated and not args.save_predictions:
         raise ConfigError(f"{args.split} has no annotation here: give --save-predictions DIR")
-    thresholds = {name: getattr(args, name) for name in ("score_threshold", "iou_threshold")}
+    names = ("score_threshold", "iou_threshold", "second_look")
+    settings = {name: getattr(args, name) for name in names}
     detectors = {
-        name: open_detector(path if args.weights else None, args.device, **thresholds)
+        name: open_detector(path if args.weights else None, args.device, **settings)
         for name, path in files.items()
     }
     results = {}
@@ -157,6 +163,7 @@ def describe(
 ) -> dict[str, Any]:
     """The conditions of a measurement; weights with SHA-256, as many have the same name."""
     ran = not args.predictions
+    protocol = args.protocol + (" and a second look" if args.second_look else "")
     sources = {
         name: {"file": without_machine(path), **({"sha256": sha256(path)} if ran else {})}
         for name, path in files.items()
@@ -168,7 +175,7 @@ def describe(
         "images": data.count,
         "images_of_the_whole": data.total,
         "subset": data.count < data.total,
-        "protocol": args.protocol if ran else "unknown (files)",
+        "protocol": protocol if ran else "unknown (files)",
         "score_threshold": args.score_threshold if ran else None,
         "iou_threshold": args.iou_threshold if ran else None,
         "sources": sources,

@@ -63,7 +63,8 @@ def evaluate(
     """Run a detector on the photos of a data set and compute its average precision.
 
     detector: a Detector or OnnxDetector, opened with a score threshold of 0.02 or less because AP
-    needs low scores too; or weights to open like that (None: the shipped V2).
+    needs low scores too; or weights to open like that (None: the shipped V2), without the second
+    look that a Detector takes by default.
     data: a folder as `find_evaluation_set` reads it, or its result. protocol: the size of the
     photos, see PROTOCOLS. limit: use the first photos only; 0: all.
 
@@ -77,7 +78,7 @@ def evaluate(
     if detector is None or isinstance(detector, (str, os.PathLike)):
         from featherface.detector import open_detector  # importing torch takes seconds
 
-        detector = open_detector(detector, score_threshold=EVALUATION_SCORE)
+        detector = open_detector(detector, score_threshold=EVALUATION_SCORE, second_look=False)
     found = detect_photos(detector, data.photos, protocol=protocol, progress=progress, label=label)
     return replace(data.evaluate(found), detections=found)
 

@@ -1,7 +1,7 @@
-"""The graph around the network, as ONNX text: a uint8 picture in, its faces out.
+"""The graph around the network, as ONNX text: it reads a uint8 picture and returns its faces.
 
-The order is that of `postprocess`: threshold, top-k, decode what is left, suppress. Coordinates are
-then clipped to the picture, and faces that lie wholly in the padding go.
+The order is that of `postprocess`: threshold, top-k, decode, suppress. Then coordinates are clipped
+to the picture, and faces wholly in the padding are dropped.
 """
 
 from typing import Any
@@ -48,7 +48,7 @@ before (uint8[height, width, 3] image) => (float[1, 3, rows, columns] network_im
     network_image = Unsqueeze (padded, first)
 }
 """
-# values (1, 30, N), cells (2, N) → faces. A: anchors, two a cell. M: above the threshold, at most
+# values (1, 30, N), cells (2, N) → faces. A: anchors, two per cell. M: above the threshold, at most
 # PRE_NMS_TOP_K. K: kept. The parts of `values` are those of `network.PARTS`.
 _AFTER = """
 after (float[1, 30, cells] network_values, float[2, cells] network_cells, float[4] limits,
