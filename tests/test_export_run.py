@@ -18,7 +18,7 @@ from featherface.checkpoint import FORMAT, read_file, write_file
 from featherface.errors import CheckpointError, ConfigError, DataError, ExportError
 from featherface.export import OPSET, Settings, export, parity, parse_size, run
 from featherface.export.int8 import Quantised
-from featherface.export.run import _parity
+from featherface.export.run import _check
 from featherface.structures import Detections
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts/export.py"
@@ -71,7 +71,7 @@ def test_everything_that_an_export_writes(weights, quick, tmp_path):
     assert package["preprocessing"]["mean_bgr"] == [104, 117, 123]
     assert package["postprocessing"]["iou_threshold"] == 0.4
     assert package["evaluations"][0]["easy"]["ap_exact"] == 0.512
-    assert package["metrics"]["parity"]["pictures"]["count"] == 4
+    assert package["metrics"]["pictures"] == "4 drawn pictures (long side 40 to 120 pixels)"
     assert package["source"]["file"] == "some.pth" and package["versions"]["python"]
     expected = ff.Detector(network("v2")).detect(quick[0])
     for path in made.files[:4]:
@@ -81,9 +81,9 @@ def test_everything_that_an_export_writes(weights, quick, tmp_path):
         assert abs(len(found) - len(expected)) <= 0.2 * len(expected) * ("int8" in path.name)
     text = (tmp_path / "out/README.md").read_text()
     facts = made.metrics["int8"]
-    assert f"INT8: {len(made.quantised.layers)} convolutions compute in 8 bits" in text
+    assert f"INT8: {facts['layers']} convolutions compute in 8 bits" in text
     assert f"change by {facts['score_error']:.4f} on average" in text
-    assert "Calibrated on drawn pictures" in text
+    assert "in PyTorch on 4 drawn pictures (long side 40 to 120 pixels)" in text
 
 
 def test_the_readme_has_the_figures_of_the_run(weights, quick, tmp_path):
@@ -92,8 +92,8 @@ def test_the_readme_has_the_figures_of_the_run(weights, quick, tmp_path):
     for path in made.files[:-1]:
         assert f"| `{path.name}` | {path.stat().st_size:,} |" in text
     found = made.metrics["parity"]["featherface_v2_deployment.onnx"]
-    assert f"{found['faces']} faces in both, 0 in one only" in text
-    assert "| three photos | vga | 51.20 |" in text
+    assert f"{found['faces']} faces over a score of 0.5 in both, 0 in one only" in text
+    assert "- three photos, vga: easy 51.20" in text and "$" not in text
     assert str(tmp_path) not in text and "256,156 parameters" in text
 
 
@@ -108,7 +108,7 @@ def test_one_size_is_added_to_the_other_files(weights, quick, tmp_path):
     assert all((tmp_path / name).read_bytes() == content for name, content in before.items())
     text = (tmp_path / "README_64x96.md").read_text()
     assert f'OnnxDetector("{name}")' in text and f'InferenceSession("{name}"' in text
-    assert "# (64, 96, 3) uint8 BGR, exactly 64×96" in text
+    assert "# exactly (64, 96, 3) uint8 BGR" in text
     content = read_file(weights)
     write_file(weights, {**content, "config": {"epochs": 8}})  # other weights: another package
     export(weights, tmp_path, settings)
@@ -128,7 +128,7 @@ def test_v1_is_exported_too(quick, tmp_path):
     ]
     text = made.files[-1].read_text()
     assert 'OnnxDetector("featherface_v1_deployment_raw_40x64.onnx")' in text
-    assert "Without this project" not in text
+    assert "without this project" not in text and "## Before and after the network" in text
 
 
 def test_int8_alone(weights, quick, tmp_path, monkeypatch):
@@ -147,12 +147,9 @@ def test_pictures_without_faces_are_compared_at_a_lower_score(quick, tmp_path):
     result = parity.face_parity(expected, found, quick[:1], exact=True)
     assert result["score_threshold"] == 0.02 and result["faces"] > 3
     assert expected.score_threshold == found.score_threshold == 1.0
-    pictures = {"count": 1, "from": "drawn", "sizes": "some"}
-    text = "\n".join(_parity({"pictures": pictures, "a.onnx": result}))
-    assert "no face in these pictures; over a score of 0.02:" in text
-    empty = {**result, "faces": 0, "in_one_only": 0}
-    text = "\n".join(_parity({"pictures": pictures, "a.onnx": empty}))
-    assert "no face in both, 0 in one only" in text and "nan" not in text
+    assert "faces over a score of 0.02 in both, 0 in one only, box IoU" in _check("a.onnx", result)
+    text = _check("a.onnx", {**result, "faces": 0, "in_one_only": 0})
+    assert text.endswith("0 faces over a score of 0.02 in both, 0 in one only")
     silent = SimpleNamespace(
         path=tmp_path / "a.onnx", detect_batch=lambda photos: [_none()] * len(photos)
     )

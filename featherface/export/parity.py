@@ -1,4 +1,4 @@
-"""Parity: do exported files give what the trained network gives, on pictures of many sizes?"""
+"""Parity: compare exported files with the trained network, on pictures of many sizes."""
 
 import io
 import os
@@ -36,26 +36,22 @@ _LARGEST_CALIBRATION = 640  # pixels, long side
 
 
 def pictures(folder: str | os.PathLike = "", *, count: int = len(SIDES)) -> list[np.ndarray]:
-    """Pictures to check on, (H, W, 3) uint8 RGB: of a folder, or drawn. DataError for a folder
-    without photos."""
+    """Read `count` photos of a folder, or draw them: (H, W, 3) uint8 RGB each.
+
+    Raises DataError for a folder without photos.
+    """
     if folder:
         photos = photos_in(folder, "--calibration")
         step = max(1, len(photos) // count)
         return [read_image(photo.path) for photo in photos[::step][:count]]
-    return [_drawn(index) for index in range(count)]
-
-
-def _drawn(index: int) -> np.ndarray:
-    jpeg = make_photo(seed=0, split=1, index=index, size=_DRAWN).jpeg
-    with Image.open(io.BytesIO(jpeg)) as image:
-        return read_image(image)
+    drawn = (make_photo(seed=0, split=1, index=index, size=_DRAWN) for index in range(count))
+    return [read_image(Image.open(io.BytesIO(photo.jpeg))) for photo in drawn]
 
 
 def of_sizes(photos: Sequence[np.ndarray], size: Size | None) -> list[np.ndarray]:
-    """Return the photos at the long sides of SIDES, or all on canvases of one size (height,
-    width)."""
+    """Resize photos to the long sides of SIDES, or all to one size (height, width)."""
     if size is not None:
-        return [_on_canvas(photo, *size) for photo in photos]
+        return [cv2.resize(photo, size[::-1]) for photo in photos]
     return [_scaled(photos[i % len(photos)], side) for i, side in enumerate(SIDES)]
 
 
@@ -65,15 +61,8 @@ def _scaled(photo: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(photo, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
-def _on_canvas(photo: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The photo cut or repeated at its edges to (height, width, 3)."""
-    rows, columns = (max(0, n - m) for n, m in zip((height, width), photo.shape[:2], strict=True))
-    grown = cv2.copyMakeBorder(photo, 0, rows, 0, columns, cv2.BORDER_REFLECT)
-    return np.ascontiguousarray(grown[:height, :width])
-
-
 def for_calibration(photos: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """(H, W, 3) uint8 BGR, of sizes that are usual."""
+    """Return the photos as BGR, the larger ones shrunk to a usual size."""
     return [
         cv2.cvtColor(fit_long_side(photo, _LARGEST_CALIBRATION), cv2.COLOR_RGB2BGR)
         for photo in photos
@@ -84,9 +73,9 @@ def for_calibration(photos: Sequence[np.ndarray]) -> list[np.ndarray]:
 def raw_parity(
     model: nn.Module, graph: ModelProto, photos: Sequence[np.ndarray], size: Size | None
 ) -> dict[str, float]:
-    """Largest differences over all anchors of all photos: boxes, landmarks (pixels), scores.
+    """Measure the largest differences over all anchors: boxes, landmarks (pixels), scores.
 
-    ExportError where they are more than rounding explains.
+    Raises ExportError where they are larger than rounding explains.
     """
     session, worst = open_model(graph), {"boxes": 0.0, "scores": 0.0, "landmarks": 0.0}
     for photo in photos:
@@ -125,11 +114,11 @@ def _limits(model: nn.Module) -> tuple[float, float]:
 def face_parity(
     expected: Detector, found: OnnxDetector, photos: Sequence[np.ndarray], *, exact: bool
 ) -> dict[str, float]:
-    """Do both find the same faces? Counts, smallest IoU and largest difference of scores.
+    """Count the faces that both find, with the smallest IoU and largest difference of scores.
 
     Where no face scores enough, those over a lower threshold are compared. A face within rounding
-    of the threshold need not be in both. exact: ExportError where they differ by more than rounding
-    explains, or where there is nothing to compare.
+    of the threshold need not be in both. exact: raises ExportError where the faces differ by more
+    than rounding explains, or where there is nothing to compare.
     """
     before = expected.score_threshold, found.score_threshold
     result = _same_faces(expected, found, photos)
@@ -148,7 +137,7 @@ def face_parity(
 def _same_faces(
     expected: Detector, found: OnnxDetector, photos: Sequence[np.ndarray]
 ) -> dict[str, float]:
-    """`face_parity`'s figures at the thresholds as they are; NaN where no face is in both."""
+    """Compare at the thresholds as they are; NaN where no face is in both."""
     first, second = expected.detect_batch(photos), found.detect_batch(photos)
     table, _ = compare(first, second)
     score_limit, box_limit = _limits(expected.model)
