@@ -18,6 +18,7 @@ from featherface.checkpoint import load_model, read_file, write_file
 from featherface.config import TrainConfig
 from featherface.distributed import random_state, set_random_state
 from featherface.errors import CheckpointError, ConfigError, DataError, TrainingError
+from featherface.files import sha256
 from featherface.losses import Distillation
 from featherface.training import engine
 from featherface.training import step as build
@@ -130,6 +131,15 @@ def test_photos_and_criterion_are_seams_for_experiments(config):
     assert read_file(final)["data"]["photos"] == 4
     log = pd.read_csv(Path(config.save_folder) / "training_log.csv")
     assert log["distill_class"].tolist() == [0.0] and log["distill_box"].item() > 0
+    last = engine.checkpoint_path(config, "last")
+    for path in (final, last):
+        assert read_file(path)["criterion"] == f"{__name__}.{LabelsOnly.__qualname__}"
+    options = {"photos": photos, "resume": last, "progress": False}
+    refused = r"another criterion \(.*\.LabelsOnly; now featherface\.losses\.Distillation\)"
+    with pytest.raises(ConfigError, match=refused) as caught:
+        engine.train(config.replace(epochs=1), **options)
+    assert "\n" not in str(caught.value)
+    engine.train(config.replace(epochs=1), criterion=LabelsOnly, **options)
     with pytest.raises(ConfigError, match="V1 has none"):
         v1 = config.replace(model="v1", init="scratch")
         engine.train(v1, criterion=LabelsOnly, overwrite=True, progress=False)
@@ -144,8 +154,15 @@ def test_one_seed_gives_one_result_with_or_without_workers(config):
     assert not equal(first, trained(other))
 
 
-@pytest.mark.parametrize("steps", [3, 4, 6])  # inside, at the end of, and after the first epoch
-def test_interrupted_and_resumed_is_bit_identical(config, monkeypatch, steps):
+MIXED = {"mixup_prob": 0.5, "cutmix_prob": 1.0, "dropblock_prob": 0.4}  # every batch is mixed
+CACHED = {"cache": "ram"}
+
+
+@pytest.mark.parametrize(  # inside, at the end of, and after the first epoch
+    ("steps", "changes"), [(3, MIXED), (4, CACHED), (6, {}), (6, MIXED | CACHED)]
+)
+def test_interrupted_and_resumed_is_bit_identical(config, monkeypatch, steps, changes):
+    config = config.replace(**changes)
     expected = trained(config.replace(save_folder=config.save_folder + "_whole"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         interrupting(patch, steps)
@@ -307,6 +324,8 @@ def test_resume_refuses_what_would_be_another_run(config, teacher):
     assert resumed_config(last, {"num_workers": 3}).num_workers == 3
     with pytest.raises(ConfigError, match=r"--lr 0\.5 \(was 0\.001\)"):
         resumed_config(last, {"lr": 0.5})
+    with pytest.raises(ConfigError, match=r"--epochs 2 \(was 1\)"):
+        engine.train(config, resume=last, progress=False)
     with pytest.raises(CheckpointError, match="nothing to resume"):
         resumed_config(last.with_name("none.pth"), {})
     with pytest.raises(TrainingError, match="no training run"):
@@ -429,7 +448,8 @@ def test_validation_on_the_training_photos_is_refused(config, data, tmp_path):
 
 def test_weights_that_come_with_the_project_are_kept_beside_the_new_ones(config, capsys):
     engine.train(config.replace(epochs=1), progress=False)
-    final, kept = (engine.checkpoint_path(config, what) for what in ("final", "final_before"))
+    final = engine.checkpoint_path(config, "final")
+    kept = engine.checkpoint_path(config, f"final_{sha256(final)[:8]}")
     for other in final.parent.glob("*[!l].pth"):
         other.unlink()  # as in a fresh clone: weights alone
     shipped = final.read_bytes()
@@ -438,7 +458,7 @@ def test_weights_that_come_with_the_project_are_kept_beside_the_new_ones(config,
     assert kept.read_bytes() == shipped
     assert not equal(read_file(kept)["model"], read_file(final)["model"])
     engine.train(config.replace(epochs=1, seed=2), overwrite=True, progress=False)
-    assert kept.read_bytes() == shipped and len(list(final.parent.glob("*before*"))) == 1
+    assert kept.read_bytes() == shipped and len(list(final.parent.glob("*final_*"))) == 1
     last = engine.checkpoint_path(config, "last")
     moved = Path(config.save_folder).with_name("moved")
     moved.mkdir()
@@ -450,7 +470,7 @@ def test_weights_that_come_with_the_project_are_kept_beside_the_new_ones(config,
             other.unlink()
         (moved / final.name).write_bytes(foreign)
         clear_folder(config.replace(save_folder=str(moved)))
-    assert len(list(moved.glob("*before*"))) == 3, "no copy twice"
+    assert len(list(moved.glob("*final_*"))) == 3, "no copy twice"
 
 
 def test_batch_norms_get_as_many_batches_as_were_asked_for(config, monkeypatch):
@@ -493,7 +513,8 @@ def test_resuming_on_other_photos_is_refused(config):
     engine.train(config.replace(epochs=1), progress=False)
     last = engine.checkpoint_path(config, "last")
     with pytest.raises(ConfigError, match=r"other photos \(8 photos.*now 4 photos"):
-        engine.train(config.replace(epochs=1, limit=4), resume=last, progress=False)
+        photos = engine.training_photos(config)[:4]
+        engine.train(config.replace(epochs=1), photos=photos, resume=last, progress=False)
 
 
 def test_resuming_with_another_teacher_is_refused(config, tmp_path):
@@ -505,7 +526,7 @@ def test_resuming_with_another_teacher_is_refused(config, tmp_path):
     engine.train(same, resume=last, progress=False)
     next(iter(content["model"].values())).mul_(1.1)
     write_file(tmp_path / "other.pth", content)
-    with pytest.raises(ConfigError, match=r"another teacher than .*other\.pth"):
+    with pytest.raises(ConfigError, match=r"another teacher \(SHA-256 \w+; now SHA-256 \w+\)"):
         changed = resumed_config(last, {"teacher_model": str(tmp_path / "other.pth")})
         engine.train(changed, resume=last, progress=False)
 

@@ -1,10 +1,12 @@
 """The training loop of V1 and V2, in one process or several."""
 
 import itertools
+import math
 import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -38,6 +40,7 @@ from featherface.training.state import (
     check_folder,
     checkpoint_path,
     clear_folder,
+    resumed_config,
 )
 from featherface.training.step import (
     autocast,
@@ -70,8 +73,11 @@ def train(
     SIGTERM the state is saved to …_last.pth and KeyboardInterrupt is raised. Raises TrainingError
     if the folder holds another run. Under torchrun only rank 0 writes files and prints.
     """
+    if resume:
+        resumed_config(resume, config.as_dict())  # raises ConfigError for another config
     with process_group(config.device) as worker:
-        continued = resume is not None and resume.parent.resolve() == _folder(config)
+        folder = Path(config.save_folder).resolve()
+        continued = resume is not None and resume.parent.resolve() == folder
         if worker.first:
             check_folder(config, run_allowed=continued or (overwrite and not resume))
         wait_for_all()
@@ -103,10 +109,6 @@ def train(
     return checkpoint_path(config, "final")
 
 
-def _folder(config: TrainConfig) -> Path:
-    return Path(config.save_folder).resolve()
-
-
 def training_photos(config: TrainConfig) -> list[Photo]:
     """Read the labelled photos of the train split, then the unlabelled ones.
 
@@ -128,12 +130,12 @@ def train_all_epochs(
     done = round(run.progress * total)
     last = checkpoint_path(config, "last")
     with (
-        GracefulStop() as stop,
+        first_signal_caught() as signals,
         tqdm(total=total, initial=done, unit="step", disable=not progress) as bar,
     ):
         while run.epoch < config.epochs:
             sampler.set_epoch(run.epoch, start=run.batch * config.batch_size)
-            train_one_epoch(run, loader, stop, bar)
+            train_one_epoch(run, loader, signals, bar)
             due = (run.epoch + 1) % (config.validate_every or 1) == 0
             scores = {}
             if validator and (due or run.epoch + 1 == config.epochs):
@@ -146,8 +148,8 @@ def train_all_epochs(
                 run.save(checkpoint_path(config, run.epoch))
 
 
-def train_one_epoch(run: Run, loader: Loader, stop: "GracefulStop", bar: tqdm) -> None:
-    """Train from batch `run.batch` to the end of the epoch; save and raise if asked to stop."""
+def train_one_epoch(run: Run, loader: Loader, signals: list[int], bar: tqdm) -> None:
+    """Train from batch `run.batch` to the end of the epoch; save and raise after a signal."""
     started = time.monotonic() - run.seconds
     run.step.trained.train()
     for batch in _waited_for(run, loader):
@@ -161,7 +163,7 @@ def train_one_epoch(run: Run, loader: Loader, stop: "GracefulStop", bar: tqdm) -
             speed = run.batch * run.images_per_step / run.seconds
             bar.set_postfix_str(f"epoch {run.epoch + 1}, loss {loss:.3f}, {speed:.1f} images/s")
             run.status.write("training", run, loss=loss, images_per_second=speed)
-        if any_process(stop.requested):
+        if any_process(bool(signals)):
             last = checkpoint_path(run.config, "last")
             run.save(last)
             run.status.write("training", run)
@@ -215,7 +217,7 @@ def _waited_for(run: Run, loader: Loader) -> Iterator[Batch]:
 def mean_loss(run: Run) -> float:
     """Return the mean loss of this epoch so far. Raises TrainingError if it is not finite."""
     mean = float(run.sums["loss"]) / run.batch
-    if not torch.isfinite(torch.tensor(mean)):
+    if not math.isfinite(mean):
         raise TrainingError(
             f"the loss became {mean} in epoch {run.epoch + 1}, step {run.batch}; resume from the "
             "last checkpoint with a lower --lr, or check the data with scripts/prepare_data.py"
@@ -263,24 +265,21 @@ def _batches_from(epoch: int, loader: Iterable[Batch], sampler: EpochSampler) ->
         yield from loader
 
 
-class GracefulStop:
-    """As a context: the first signal sets `requested`, a second one interrupts at once."""
+@contextmanager
+def first_signal_caught() -> Iterator[list[int]]:
+    """Yield a list to which the first Ctrl-C or SIGTERM is added; a second interrupts at once."""
+    caught: list[int] = []
 
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: dict[int, object] = {}
-
-    def __enter__(self) -> "GracefulStop":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
+    def handle(number: int, frame: FrameType | None) -> None:
+        if caught:
             raise KeyboardInterrupt
-        self.requested = True
+        caught.append(number)
 
-    def __exit__(self, *exception: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+    main = threading.current_thread() is threading.main_thread()  # no other may handle signals
+    numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+    previous = [signal.signal(number, handle) for number in numbers]
+    try:
+        yield caught
+    finally:
+        for number, handler in zip(numbers, previous, strict=True):
+            signal.signal(number, handler)

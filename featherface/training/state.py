@@ -1,6 +1,5 @@
 """A run on disk: its folder, its log, its progress, and its state to save and resume."""
 
-import itertools
 import json
 import os
 import shutil
@@ -29,10 +28,10 @@ from featherface.distributed import (
     share_state,
 )
 from featherface.errors import ConfigError, TrainingError
-from featherface.files import atomic_path, commit, sha256, versions, write_text
+from featherface.files import commit, sha256, versions, write_text
 from featherface.losses import Distillation
 from featherface.training.optim import Averages, make_optimizer, make_scheduler
-from featherface.training.step import Network, digest_of, make_step
+from featherface.training.step import Network, Step, digest_of, make_step
 
 
 def checkpoint_path(config: TrainConfig, what: int | str) -> Path:
@@ -67,27 +66,19 @@ def check_folder(config: TrainConfig, *, run_allowed: bool) -> None:
 def clear_folder(config: TrainConfig) -> None:
     """Remove the run of the folder and its log, except its final weights.
 
-    Final weights without a run, as those that come with the project, are kept as
-    …_final_before.pth, and one line says so.
+    Final weights without a run, as those that come with the project, are copied to a file that is
+    named by their SHA-256, and one line says so.
     """
-    folder, last = Path(config.save_folder), checkpoint_path(config, "last")
-    if not last.exists():
-        return _keep_foreign_weights(config)
-    name = last.name.removesuffix("last.pth")
-    checkpoints = (*folder.glob(f"{name}epoch_*.pth"), checkpoint_path(config, "best"), last)
-    for old in (*checkpoints, log_path(config)):
-        old.unlink(missing_ok=True)
-
-
-def _keep_foreign_weights(config: TrainConfig) -> None:
-    final = checkpoint_path(config, "final")
-    if not final.exists():
-        return
-    copies = (checkpoint_path(config, f"final_before{n or ''}") for n in itertools.count())
-    kept = next(path for path in copies if not path.exists() or sha256(path) == sha256(final))
-    with atomic_path(kept) as temporary:
-        shutil.copyfile(final, temporary)
-    tqdm.write(f"the final weights in the folder are kept as {kept}")
+    folder = Path(config.save_folder)
+    last, best, final = (checkpoint_path(config, part) for part in ("last", "best", "final"))
+    if last.exists():
+        numbered = folder.glob(last.name.replace("last", "epoch_*"))
+        for old in (*numbered, best, last, log_path(config)):
+            old.unlink(missing_ok=True)
+    elif final.exists():
+        kept = checkpoint_path(config, f"final_{sha256(final)[:8]}")
+        shutil.copyfile(final, kept)
+        tqdm.write(f"the final weights in the folder are kept as {kept}")
 
 
 class ProgressFile:
@@ -132,31 +123,6 @@ class ProgressFile:
             self.write("failed", error=" ".join(str(error).split()) or type(error).__name__)
 
 
-class TrainingLog:
-    """training_log.csv of one run."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: list[dict[str, Any]] = []
-
-    def resume_from(self, epoch: int) -> None:
-        """Keep the rows of the first `epoch` epochs; the resumed run writes the others again."""
-        if not self.path.exists():
-            return
-        try:
-            frame = pd.read_csv(self.path)
-            self.rows = frame[frame["epoch"] <= epoch].to_dict("records")
-        except (ValueError, KeyError) as error:
-            raise TrainingError(
-                f"{self.path}: not a training log ({error}); move it away to resume without it"
-            ) from error
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        with atomic_path(self.path) as temporary:
-            pd.DataFrame(self.rows).to_csv(temporary, index=False, float_format="%.6g")
-
-
 class Run:
     """Step, averages, optimizer, schedule and position: everything that a resumed run needs."""
 
@@ -172,14 +138,8 @@ class Run:
         initialise: bool = True,
     ) -> None:
         """initialise: load the initial weights; a run to be resumed does not need them."""
-        faces = sum(len(photo.boxes) for photo in photos)
-        self.config = config
-        self.data: dict[str, Any] = {
-            "photos": len(photos), "faces": faces, "fingerprint": fingerprint(photos)
-        }  # fmt: skip
-        self.provenance = {"versions": versions(), "commit": commit()}
+        self.config, self.steps_per_epoch = config, steps_per_epoch
         self.status = status or ProgressFile(config, write=False)
-        self.log = TrainingLog(log_path(config))
         self.worker = worker or Worker(0, 1, pick_device(config.device))
         self.device = self.worker.device
         self.step = make_step(
@@ -192,7 +152,8 @@ class Run:
         self.ema = Averages(self.model, config.ema_decay) if config.ema_decay else None
         self.optimizer = make_optimizer(self.step.trained, config)
         self.scheduler = make_scheduler(self.optimizer, config, steps_per_epoch)
-        self.steps_per_epoch = steps_per_epoch
+        self.facts = facts_of(self.step, config, photos, processes=self.worker.processes)
+        self.log: list[dict[str, Any]] = []  # one row per epoch done
         self.epoch = 0  # epochs done
         self.batch = 0  # batches done in this epoch
         self.sums: dict[str, Tensor] = {}  # of the loss terms over these batches
@@ -216,14 +177,10 @@ class Run:
         return [self.model, *([teacher.model] if teacher and not teacher.session else [])]
 
     @property
-    def teacher_digest(self) -> str:
-        """SHA-256 of the teacher's weights; "" without a teacher."""
-        return digest_of(self.step.teacher.model) if self.step.teacher else ""
-
-    @property
     def images_per_step(self) -> int:
         """The batch size, or the number of photos if that is smaller."""
-        return min(self.config.batch_size, self.data["photos"] or self.config.batch_size)
+        photos = self.facts["data"]["photos"]
+        return min(self.config.batch_size, photos or self.config.batch_size)
 
     @property
     def progress(self) -> float:
@@ -233,14 +190,14 @@ class Run:
     @property
     def description(self) -> str:
         """The run in one line."""
-        config, count = self.config, self.worker.processes
+        config, count, data = self.config, self.worker.processes, self.facts["data"]
         batch = f"{self.images_per_step} images per step"
         if count > 1:
             batch += f" ({count} processes of {self.images_per_step // count})"
         if config.accumulate > 1:
             batch += f" in {config.accumulate} parts"
         return (
-            f"{config.model}: {self.data['photos']:,} photos, {self.data['faces']:,} faces, "
+            f"{config.model}: {data['photos']:,} photos, {data['faces']:,} faces, "
             f"{config.epochs} epochs of {self.steps_per_epoch} steps on {self.device}, from epoch "
             f"{self.epoch}; {batch}, learning rate up to {config.lr:g}"
         )
@@ -251,9 +208,9 @@ class Run:
             tqdm.write(text)
 
     def finish_epoch(self, scores: dict[str, float]) -> None:
-        """Add the epoch's row to the log and reset the counters."""
+        """Add the epoch's row to the log, write the log and reset the counters."""
         means = {name: float(value) / self.batch for name, value in self.sums.items()}
-        row = {
+        row: dict[str, Any] = {
             "epoch": self.epoch + 1,
             "lr": self.scheduler.get_last_lr()[0],
             **means,
@@ -262,10 +219,12 @@ class Run:
             "loader_share": self.waited / self.seconds,
             **scores,
         }
+        self.log.append(row)
         self.epoch, self.batch, self.sums = self.epoch + 1, 0, {}
         self.seconds = self.waited = 0.0
         if self.worker.first:
-            self.log.add(row)
+            table = pd.DataFrame(self.log)
+            write_text(log_path(self.config), table.to_csv(index=False, float_format="%.6g"))
         self.status.write("training", self)
 
     def save(self, path: Path) -> None:
@@ -274,12 +233,13 @@ class Run:
         random = gather_states(random_state(self.device))
         if not self.worker.first:
             return
-        content = self._facts() | {
+        content = self.facts | {
+            "epoch": self.epoch,
             "model": self.model.state_dict(),
             "trained": self.step.trained.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "steps_per_epoch": self.steps_per_epoch,
+            "log": self.log,
             "batch": self.batch,
             "sums": self.sums,
             "best_ap": self.best_ap,
@@ -288,27 +248,14 @@ class Run:
             "rng_of_processes": random,
         }
         if self.ema:
-            averages = {"ema": self.ema.module.state_dict(), "ema_updates": self.ema.updates}
-            content |= averages
+            content |= {"ema": self.ema.module.state_dict(), "ema_updates": self.ema.updates}
         write_file(path, content)
 
     def save_weights(self, path: Path, notes: dict[str, Any] | None = None) -> None:
         """Write only the weights to use, what made them, and the notes."""
         self._refuse_non_finite()
         state = {k: v.cpu() for k, v in self.averaged_model.state_dict().items()}
-        write_file(path, self._facts() | {"model": state} | (notes or {}))
-
-    def _facts(self) -> dict[str, Any]:
-        return {
-            "format": FORMAT,
-            "architecture": self.config.model,
-            "config": self.config.as_dict(),
-            "epoch": self.epoch,
-            "data": self.data,
-            "processes": self.worker.processes,
-            "teacher": self.teacher_digest,
-            **self.provenance,
-        }
+        write_file(path, self.facts | {"epoch": self.epoch, "model": state} | (notes or {}))
 
     def _refuse_non_finite(self) -> None:
         """Raise TrainingError if any weight is not finite."""
@@ -320,9 +267,15 @@ class Run:
                 )
 
     def resume(self, path: Path) -> None:
-        """Restore the state that `save` wrote. Raises ConfigError for other photos or teacher."""
+        """Restore the state that `save` wrote. Raises ConfigError for another run."""
         content = read_resumable(path)
-        self._refuse_other_run(path, content)
+        before, now = _in_words(content), _in_words(self.facts)
+        for what in before:
+            if before[what] != now[what]:
+                raise ConfigError(
+                    f"{path}: was trained with {what} ({before[what]}; now {now[what]}); resume it "
+                    "with the same, or start a new run from its weights with --weights"
+                )
         self.step.trained.load_state_dict(content["trained"])
         if self.ema:
             self.ema.module.load_state_dict(content["ema"])
@@ -335,7 +288,7 @@ class Run:
         same = content["config"]["validate_photos"] == self.config.validate_photos
         if same and checkpoint_path(self.config, "best").exists():
             self.best_ap = content["best_ap"]  # else the next network validated is the best so far
-        self.log.resume_from(self.epoch)
+        self.log = content["log"]
         states = content["rng_of_processes"]
         if len(states) == self.worker.processes:
             set_random_state(states[self.worker.rank], self.device)
@@ -344,25 +297,35 @@ class Run:
         set_random_state({"cpu": states[0]["cpu"]}, self.device)
         seed_device(self.config.seed + self.worker.rank + (self.epoch << 16), self.device)
 
-    def _refuse_other_run(self, path: Path, content: dict[str, Any]) -> None:
-        if content["architecture"] != self.config.model:
-            raise TrainingError(
-                f"{path}: is a run of {content['architecture']}, not of {self.config.model}"
-            )
-        if self.data != content["data"] or self.steps_per_epoch != content["steps_per_epoch"]:
-            before, now = (
-                f"{data['photos']:,} photos, fingerprint {data['fingerprint'][:12]}"
-                for data in (content["data"], self.data)
-            )
-            raise ConfigError(
-                f"{path}: was trained on other photos ({before}; now {now}); give it the same "
-                "data, or start a new run from its weights with --weights"
-            )
-        if content["teacher"] != self.teacher_digest:
-            raise ConfigError(
-                f"{path}: had another teacher than {self.config.teacher_model} is now; give it the "
-                "same one (--teacher-model), or start a new run from its weights with --weights"
-            )
+
+def facts_of(
+    step: Step, config: TrainConfig, photos: Sequence[Photo], *, processes: int
+) -> dict[str, Any]:
+    """Describe the run for its checkpoints: what it is trained with, and by what code."""
+    faces = sum(len(photo.boxes) for photo in photos)
+    criterion = type(step.criterion)
+    return {
+        "format": FORMAT,
+        "architecture": config.model,
+        "config": config.as_dict(),
+        "data": {"photos": len(photos), "faces": faces, "fingerprint": fingerprint(photos)},
+        "processes": processes,
+        "teacher": digest_of(step.teacher.model) if step.teacher else "",
+        "criterion": f"{criterion.__module__}.{criterion.__qualname__}" if step.criterion else "",
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def _in_words(facts: dict[str, Any]) -> dict[str, str]:
+    """Say what a resumed run has in common with the run before."""
+    data = facts["data"]
+    return {
+        "another network": facts["architecture"],
+        "other photos": f"{data['photos']:,} photos, fingerprint {data['fingerprint'][:12]}",
+        "another teacher": f"SHA-256 {facts['teacher'][:12]}",
+        "another criterion": facts["criterion"],
+    }
 
 
 def read_resumable(path: Path) -> dict[str, Any]:
@@ -375,7 +338,7 @@ def read_resumable(path: Path) -> dict[str, Any]:
             f"{path}: holds weights but no training state; resume from a …_epoch_N.pth or "
             "…_last.pth file"
         )
-    if content["config"].keys() != SETTINGS.keys():
+    if content["config"].keys() != SETTINGS.keys() or "criterion" not in content:
         raise TrainingError(
             f"{path}: was written by another version of this project; start a new run from its "
             "weights with --weights"
