@@ -8,14 +8,12 @@ pipeline, not to train a detector for real photographs.
 """
 
 import json
-import multiprocessing
 import os
 import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,7 +25,7 @@ from featherface.cli import parser, run
 from featherface.data.demo_scene import Face, Photo, make_photo
 from featherface.errors import DataError
 
-VERSION = 2  # of the painter: a set of another version is replaced
+VERSION = 3  # of the painter: a set of another version is replaced
 MANIFEST = "demo.json"
 SPLITS = ("train", "val")
 EVENTS = {
@@ -37,7 +35,6 @@ EVENTS = {
     "crowd": "3--Crowd",
     "empty": "4--Places",
 }
-POOL_FROM = 24  # fewer photographs are quicker without starting processes
 
 
 def make_demo(
@@ -154,41 +151,14 @@ def label_row(face: Face) -> str:
 
 
 def _photos(split: str, count: int, *, seed: int, size: int, progress: bool) -> Iterator[Photo]:
-    """The photographs of a split in order, drawn on all cores if there are many."""
-    draw = partial(_draw, seed=seed, split=SPLITS.index(split), size=size)
-    done, workers = 0, min(cv2.getNumberOfCPUs(), count)
-    with tqdm(total=count, desc=f"demo {split}", unit="photo", disable=not progress) as bar:
-        if workers > 1 and count >= POOL_FROM:
-            try:
-                for photo in _in_processes(draw, count, workers):
-                    done += 1
-                    bar.update()
-                    yield photo
-            except BrokenProcessPool:  # a script without a main guard, or no memory: continue alone
-                pass
-        for index in range(done, count):
-            photo = draw(index)
-            bar.update()
-            yield photo
-
-
-def _in_processes(draw: partial, count: int, workers: int) -> Iterator[Photo]:
-    # spawn: forking a process in which torch has started threads can hang
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    """The photographs of a split in order, drawn on all cores."""
+    draw = partial(make_photo, seed=seed, split=SPLITS.index(split), size=size)
+    pool = ThreadPoolExecutor(cv2.getNumberOfCPUs())  # OpenCV and NumPy release the GIL
     try:
-        yield from pool.map(draw, range(count))
+        photos = pool.map(draw, range(count))
+        yield from tqdm(photos, f"demo {split}", count, unit="photo", disable=not progress)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _start_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that asked
-    cv2.setNumThreads(1)
-
-
-def _draw(index: int, *, seed: int, split: int, size: int) -> Photo:
-    return make_photo(seed=seed, split=split, index=index, size=size)
 
 
 def main() -> None:

@@ -8,15 +8,14 @@ ellipsoid in closed form. Images are float32 RGB (H, W, 3) in 0..1, gamma-encode
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import cv2
 import numpy as np
 
 DETAIL, SMALLEST = 170, 36  # most and fewest pixels per head unit at which a head is drawn
-TILE = 256  # side of the noise tile
 MISS = -9.0  # depth of a ray that hits nothing
 EYE_X, EYE_Y, EYE_HALF_WIDTH = 0.158, -0.055, 0.078
+NOSE = 0.0, 0.13, 0.465  # its tip
 MOUTH_Y, MOUTH_OPENING = 0.285, 0.095  # line of a closed mouth; gap of a wide open one
 SKIN, HAIR, IRIS = (
     np.array([list(bytes.fromhex(tone)) for tone in tones.split()], np.float32) / 255  # RGB
@@ -26,11 +25,10 @@ SKIN, HAIR, IRIS = (
         "3c2416 54361c 5a6e46 547896 281a14",
     )
 )
-HAIR_STYLES = "short short crop bald long", "long long fringe short veil afro"
 
 Rng = np.random.Generator
-Ellipsoid = tuple[Sequence[float], Sequence[float]]  # centre, radii
 Vector = np.ndarray | Sequence[float]  # a colour, a point
+Ellipsoid = tuple[Vector, Vector]  # centre, radii
 
 
 def random_colour(rng: Rng, low: float = 0.06, high: float = 0.9) -> np.ndarray:
@@ -42,49 +40,38 @@ class Light:
     """A random key light and the sky; colours are (3,) RGB in linear light."""
 
     def __init__(self, rng: Rng) -> None:
-        """Light from above; one in eight is hard and from the side."""
-        direction = np.array([rng.normal(0, 0.55), -abs(rng.normal(0.45, 0.3)), 0.8])
-        if rng.random() < 0.12:
-            direction[2] = 0.25
-        warm, hardness = rng.normal(0, 0.09), rng.uniform(0.35, 0.75)
-        # unit, camera frame, from the scene towards the light
-        self.direction = np.float32(direction / np.linalg.norm(direction))
-        self.key = np.array([1 + warm, 1, 1 - warm], np.float32) * np.float32(1.25 * hardness)
-        self.ambient = np.array([1 - warm, 1, 1 + warm], np.float32) * np.float32(
-            1.05 - 0.95 * hardness
+        """Light from above; one in eight is from the side."""
+        x, y, z = (
+            rng.normal(0, 0.55),
+            -abs(rng.normal(0.45, 0.3)),
+            rng.choice([0.8, 0.25], p=[7 / 8, 1 / 8]),
         )
+        # unit, camera frame, from the scene towards the light
+        self.direction = np.float32([x, y, z]) / np.float32(math.hypot(x, y, z))
+        warm, hardness = rng.normal(0, 0.09), rng.uniform(0.35, 0.75)
+        self.key = np.float32([1 + warm, 1, 1 - warm]) * np.float32(1.25 * hardness)
+        self.ambient = np.float32([1 - warm, 1, 1 + warm]) * np.float32(1.05 - 0.95 * hardness)
 
 
 class Person:
     """A random look and pose. Lengths are head units, colours (3,) RGB in 0..1."""
 
     def __init__(self, rng: Rng) -> None:
-        feminine = rng.random() < 0.5
         self.yaw = float(np.clip(rng.normal(0, 22 if rng.random() < 0.85 else 50), -85, 85))
         self.pitch = float(np.clip(rng.normal(2, 9), -28, 32))  # degrees, see rotation
         self.roll = float(np.clip(rng.normal(0, 9 if rng.random() < 0.92 else 35), -60, 60))
-        tone, dark_hair = rng.uniform(0, len(SKIN) - 1), rng.random() < 0.8
+        tone = rng.uniform(0, len(SKIN) - 1)
         self.skin = SKIN[int(tone)] + (SKIN[int(tone) + 1] - SKIN[int(tone)]) * np.float32(tone % 1)
-        self.hair = HAIR[rng.integers(0, 2 if tone > 5 and dark_hair else len(HAIR))]
+        self.hair = HAIR[rng.integers(0, 2 if tone > 5 else len(HAIR))]
         self.iris = IRIS[rng.integers(0, len(IRIS))]
         self.shirt = random_colour(rng)
-        self.cloth = random_colour(rng, high=0.6)  # trousers, hat, veil
-        self.width = float(rng.normal(0.95 if feminine else 1.0, 0.035))  # of the head, a factor
-        self.nose = float(rng.normal(1, 0.13))  # its length, a factor
+        self.width = float(rng.normal(0.97, 0.04))  # of the head, a factor
         self.eye_open = float(np.clip(rng.normal(0.95, 0.2), 0.12, 1.25))  # a factor
         self.smile = float(np.clip(rng.normal(0.35, 0.45), -0.8, 1.1))  # -1 sad, 1 happy
         shouts = rng.random() < 0.12
         self.mouth_open = float(rng.uniform(0.5, 1) if shouts else abs(rng.normal(0, 0.1)))  # 0..1
-        self.style = str(rng.choice(HAIR_STYLES[feminine].split()))
-        self.hat, self.mask = (bool(rng.random() < odds) for odds in (0.12, 0.07))
-        beards = "none" if feminine else "none none none stubble full moustache"
-        self.beard = str(rng.choice(beards.split()))
+        self.style = str(rng.choice(["short", "long", "bald"], p=[0.5, 0.4, 0.1]))
         self.glasses = str(rng.choice(["none", "clear", "sun"], p=[0.77, 0.16, 0.07]))
-        self.grain = float(rng.uniform(0, TILE))  # place in the noise tile
-
-    @property
-    def nose_tip(self) -> tuple[float, float, float]:
-        return 0.0, 0.055 + 0.075 * self.nose, 0.435 + 0.03 * self.nose
 
     @property
     def mouth(self) -> float:
@@ -95,8 +82,7 @@ class Person:
         """(5, 3) float32, head frame: eyes, nose tip, mouth corners, left to right."""
         corner = MOUTH_Y - 0.028 * self.smile + 0.25 * MOUTH_OPENING * self.mouth_open
         eyes = [(side * EYE_X, EYE_Y, 0.335) for side in (-1, 1)]
-        corners = [(side * self.mouth, corner, 0.335) for side in (-1, 1)]
-        return np.array([*eyes, self.nose_tip, *corners], np.float32)
+        return np.float32([*eyes, NOSE, *((side * self.mouth, corner, 0.335) for side in (-1, 1))])
 
 
 @dataclass(frozen=True)
@@ -116,29 +102,8 @@ class Head(Patch):
     face: np.ndarray  # (h, w) bool: hairline to chin, ear to ear
     box: np.ndarray  # (4,) x1, y1, x2, y2 of the face, not clipped
     landmarks: np.ndarray  # (5, 2) float32
-    hidden: np.ndarray  # (5,) bool: behind the head's own parts, mask or sunglasses
+    hidden: np.ndarray  # (5,) bool: behind the head's own parts or sunglasses
     size: float  # from hairline to chin
-
-
-@cache
-def _tile() -> np.ndarray:
-    """(TILE, TILE) float32 fractal noise that wraps around: mean 0, deviation 1."""
-    white = np.random.default_rng(20240519).standard_normal((TILE, TILE))
-    radius = np.hypot(np.fft.fftfreq(TILE)[:, None], np.fft.fftfreq(TILE)[None])
-    radius[0, 0] = np.inf
-    field = np.fft.ifft2(np.fft.fft2(white) / radius**1.2).real
-    return ((field - field.mean()) / field.std()).astype(np.float32)
-
-
-def noise(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Fractal noise at x, y (H, W), in tiles of 256 units: mean 0, deviation 1."""
-    x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
-    return cv2.remap(_tile(), x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
-
-
-def inside(distance: np.ndarray, softness: float) -> np.ndarray:
-    """1 where distance < 0, 0 outside, a ramp of this width between."""
-    return np.clip(0.5 - distance / softness, 0, 1)
 
 
 def paint(image: np.ndarray, mask: np.ndarray, colour: Vector) -> None:
@@ -176,8 +141,8 @@ class View:
         """(3, H, W) in the head frame, of camera depths (H, W)."""
         return np.tensordot(self.rotate.T, np.stack([self.x, self.y, depth]), 1)
 
-    def crossings(self, solid: Ellipsoid) -> tuple[np.ndarray, np.ndarray]:
-        """Depths (H, W) at which the rays enter and leave an ellipsoid; MISS where they do not."""
+    def hit(self, solid: Ellipsoid) -> np.ndarray:
+        """Depth (H, W) at which the rays enter an ellipsoid; MISS where they do not."""
         centre, radii = solid
         turned = self.rotate / np.array(radii, np.float32)
         form = turned @ turned.T
@@ -186,13 +151,12 @@ class View:
         b = form[0, 2] * dx + form[1, 2] * dy
         c = form[0, 0] * dx * dx + 2 * form[0, 1] * dx * dy + form[1, 1] * dy * dy - 1
         square = b * b - form[2, 2] * c
-        half = np.sqrt(np.maximum(square, 0))
-        near, far = cz + (half - b) / form[2, 2], cz - (half + b) / form[2, 2]
-        return np.where(square > 0, near, MISS), np.where(square > 0, far, MISS)
+        near = cz + (np.sqrt(np.maximum(square, 0)) - b) / form[2, 2]
+        return np.where(square > 0, near, MISS)
 
     def melt(self, depth: np.ndarray, solid: Ellipsoid, k: float) -> np.ndarray:
         """The surface joined with an ellipsoid; the seam is rounded over k."""
-        near = self.crossings(solid)[0]
+        near = self.hit(solid)
         h = np.maximum(k - np.abs(depth - near), 0) / k
         return np.maximum(depth, near) + h * h * np.float32(k / 4)
 
@@ -207,25 +171,18 @@ class View:
 
 
 def _shade(view: View, depth: np.ndarray, colours: np.ndarray, light: Light) -> np.ndarray:
-    """The colours of a surface under the light, with the shadows that it casts on itself."""
-    depth, pixel = np.maximum(depth, -0.6), view.pixel
-    zy, zx = np.gradient(cv2.GaussianBlur(depth, (0, 0), max(0.01 / pixel, 0.6)), pixel)
+    """The colours of a surface under the light; hollows get less of the sky."""
+    depth = np.maximum(depth, -0.6)
+    smooth = cv2.GaussianBlur(depth, (0, 0), max(0.01 / view.pixel, 0.6))
+    zy, zx = np.gradient(smooth, view.pixel)
     facing = 1 / np.sqrt(zx * zx + zy * zy + 1)
-    dx, dy, dz = (float(part) for part in light.direction)
+    dx, dy, dz = light.direction
     # 0.22: light that goes through skin past the edge of the shade
     diffuse = np.clip((facing * (dz - zx * dx - zy * dy) + 0.22) / 1.22, 0, 1)
-    lit, way = np.ones_like(depth), cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    for far in (0.06, 0.11, 0.2, 0.34):
-        step = np.array([[1, 0, dx * far / pixel], [0, 1, dy * far / pixel]])
-        towards = cv2.warpAffine(depth, step, depth.shape[::-1], flags=way, borderMode=1)
-        lit = np.minimum(lit, np.clip(1 - (towards - depth - dz * far) / 0.06, 0, 1))
-    hollow = cv2.GaussianBlur(depth, (0, 0), 0.07 / pixel) - depth
-    sky = np.clip(1 - 5 * np.maximum(hollow, 0), 0.35, 1) * (0.72 + facing * (0.28 + 0.12 * zy))
-    linear = (diffuse * (0.25 + 0.75 * lit))[..., None] * light.key + sky[..., None] * light.ambient
+    hollow = cv2.GaussianBlur(depth, (0, 0), 0.07 / view.pixel) - depth
+    sky = np.clip(1 - 5 * np.maximum(hollow, 0), 0.35, 1) * (0.72 + 0.28 * facing)
+    linear = diffuse[..., None] * light.key + sky[..., None] * light.ambient
     linear *= np.clip(colours, 0, 1) ** np.float32(2.2)
-    glance = np.clip(facing * (1 + dz - zx * dx - zy * dy), 0, None) / math.hypot(dx, dy, dz + 1)
-    linear += np.float32(0.05 * glance**24 * lit)[..., None]
-    linear /= 1 + np.float32(0.22) * linear * linear  # highlights roll off instead of clipping
     return np.clip(linear, 0, 1) ** np.float32(1 / 2.2)
 
 
@@ -236,20 +193,20 @@ def draw_head(person: Person, light: Light, centre: Vector, size: float) -> Head
     view = View(window, centre, size, scale)
     view.rotate = rotation(person.yaw, person.pitch, person.roll)
     outline, skin = _skin(person, view)
-    hair, hat = _hair(person, view), _hat(person, view)
-    on_skin, cover = view.points(skin), np.maximum(hair, hat)
+    hair = _hair(person, view)
+    on_skin, surface = view.points(skin), np.maximum(skin, hair)
     colours = _Painter(person, on_skin, 2 * view.pixel).face()
-    paint(colours, np.float32(hair > skin), _hair_colours(person, view.points(hair)))
-    paint(colours, np.float32(hat > np.maximum(skin, hair)), person.cloth)
-    colours = _shade(view, np.maximum(skin, cover), colours, light)
+    strands = 1 + 0.2 * np.sin(np.arctan2(view.x, 1 - view.y) * 70)
+    paint(colours, np.float32(hair > skin), person.hair * strands[..., None])
     below = np.clip((on_skin[1] - 0.68) / 0.14, 0, 1)  # the neck goes into the body
-    patch = view.patch(np.maximum(skin, cover), colours, 1 - below * (skin >= cover))
+    shaded = _shade(view, surface, colours, light)
+    patch = view.patch(surface, shaded, 1 - below * (skin >= hair))
     points = person.landmarks() @ view.rotate.T
     column = np.clip(np.searchsorted(view.x[0], points[:, 0]), 0, view.x.shape[1] - 1)
     row = np.clip(np.searchsorted(view.y[:, 0], points[:, 1]), 0, view.x.shape[0] - 1)
-    hidden = np.maximum(cover, skin - 0.09)[row, column] > np.minimum(
-        points[:, 2], skin[row, column]
-    )
+    before = np.maximum(hair, skin - 0.09)[row, column]
+    hidden = before > np.minimum(points[:, 2], skin[row, column])
+    hidden[:2] |= person.glasses == "sun"
     x, y, width, height = cv2.boundingRect(np.uint8(outline))
     face = cv2.resize(np.uint8(outline), patch.alpha.shape[::-1], interpolation=cv2.INTER_NEAREST)
     return Head(
@@ -257,23 +214,22 @@ def draw_head(person: Person, light: Light, centre: Vector, size: float) -> Head
         face=face > 0,
         box=np.array([x, y, x + width, y + height]) / scale + np.tile(view.window[:2], 2),
         landmarks=points[:, :2] * np.float32(size) + np.array(centre, np.float32),
-        hidden=hidden | np.array([person.glasses == "sun"] * 2 + [person.mask] * 3),
+        hidden=hidden,
         size=size,
     )
 
 
 def _skin(person: Person, view: View) -> tuple[np.ndarray, np.ndarray]:
     """Where the face is (H, W) bool, under the hair too, and the depth (H, W) of the bare head."""
-    w, (_, tip_y, tip_z) = person.width, person.nose_tip
-    opened = 0.5 * MOUTH_OPENING * person.mouth_open
-    depth = view.crossings(((0, -0.17, -0.12), (0.385 * w, 0.49, 0.5)))[0]
+    w, opened = person.width, 0.5 * MOUTH_OPENING * person.mouth_open
+    depth = view.hit(((0, -0.17, -0.12), (0.385 * w, 0.49, 0.5)))
     depth = view.melt(depth, ((0, 0.1, 0.05), (0.325 * w, 0.405, 0.315)), 0.12)  # jaw
     depth = view.melt(depth, ((0, 0.405, 0.23), (0.12 * w, 0.085, 0.085)), 0.1)  # chin
     for side in (-1, 1):
         depth = view.melt(depth, ((side * 0.2 * w, 0.09, 0.22), (0.1, 0.1, 0.11)), 0.1)  # cheek
         depth = view.melt(depth, ((side * 0.13, -0.15, 0.32), (0.15, 0.04, 0.055)), 0.08)  # brow
-    depth = view.melt(depth, ((0, tip_y - 0.08, tip_z - 0.085), (0.042, 0.14, 0.06)), 0.05)  # nose
-    depth = view.melt(depth, ((0, tip_y, tip_z - 0.05), (0.065, 0.045, 0.05)), 0.05)
+    depth = view.melt(depth, ((0, 0.05, 0.38), (0.042, 0.14, 0.06)), 0.05)  # nose
+    depth = view.melt(depth, ((0, 0.13, 0.415), (0.065, 0.045, 0.05)), 0.05)
     depth = view.melt(depth, ((0, MOUTH_Y + opened, 0.345), (0.115, 0.042 + opened, 0.05)), 0.035)
     x, y, z = view.points(depth)
     outline = (depth > MISS / 2) & (y > -0.42) & (z > -0.05)
@@ -285,46 +241,17 @@ def _skin(person: Person, view: View) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _hair(person: Person, view: View) -> np.ndarray:
-    """Depth (H, W) of the hair, or of a veil, with an opening for the face."""
-    style, w = person.style, person.width
-    if style == "bald":
+    """Depth (H, W) of the hair, MISS at the face."""
+    if person.style == "bald":
         return np.full_like(view.x, MISS)
-    thick = {"crop": 0.012, "afro": 0.18}.get(style, 0.05)
-    near, far = view.crossings(((0, -0.19, -0.14), (0.385 * w + thick, 0.48 + thick, 0.5 + thick)))
-    if style in ("long", "veil"):
-        drape = (0, 0.3, -0.2), (0.43 * w + thick, 0.7, 0.33)
-        near, back = view.melt(near, drape, 0.1), view.crossings(drape)[1]
-        far = np.where((far == MISS) | ((back != MISS) & (back < far)), back, far)
-    lift = {"fringe": 0.13, "long": 0.2}.get(style, 0.0)
-    opening = (0.04 * math.sin(person.grain), 0.14 + lift, 0.42), (0.36 * w, 0.6 + lift, 0.55)
-    enter, leave = view.crossings(opening)
-    cut = (near < enter) & (near > leave)  # the inner side of the hair shows there
-    near = np.where(cut, np.where(leave > far, leave, MISS), near)
-    _, y, z = view.points(near)
-    low = {"crop": 0.02, "fringe": 0.28, "short": 0.09}.get(style, 9.0)
-    return np.where(y > low + 0.3 * np.maximum(-z - 0.1, 0), MISS, near)
-
-
-def _hair_colours(person: Person, points: np.ndarray) -> np.ndarray:
-    """(H, W, 3): strands that fall from the crown, curls, or the folds of a veil."""
-    x, y, z = points
-    if person.style == "veil":
-        return person.cloth * (1 + 0.07 * noise(x * 60, y * 30 + z * 40))[..., None]
-    curly = person.style in ("afro", "crop")
-    across = x * 400 if curly else np.arctan2(x, z + 0.5) * 240 + person.grain
-    strands = noise(across, y * 400 + z * 200 if curly else y * 22)
-    return person.hair * np.clip(1 + 0.25 * strands, 0.3, 1.9)[..., None]
-
-
-def _hat(person: Person, view: View) -> np.ndarray:
-    """Depth (H, W) of a hat with a brim, or MISS."""
-    if not person.hat:
-        return np.full_like(view.x, MISS)
-    crown, brim = view.crossings(((0, -0.2, -0.14), (0.46 * person.width, 0.58, 0.58)))[0], 0.55
-    _, y, z = view.points(crown)
-    crown = np.where(y < -0.36 - 0.12 * z, crown, MISS)
-    brim += 0.1 * math.sin(person.grain)
-    return np.maximum(crown, view.crossings(((0, -0.36, -0.1), (brim, 0.03, brim + 0.05)))[0])
+    w = person.width
+    depth = view.hit(((0, -0.19, -0.14), (0.385 * w + 0.05, 0.53, 0.55)))
+    if person.style == "long":
+        depth = view.melt(depth, ((0, 0.3, -0.2), (0.43 * w + 0.05, 0.7, 0.33)), 0.1)
+    x, y, z = view.points(depth)
+    front = (np.hypot(x / (0.37 * w), (y - 0.16) / 0.55) < 1) & (z > -0.1)
+    low = 9.0 if person.style == "long" else 0.09 + 0.3 * np.maximum(-z - 0.1, 0)
+    return np.where(front | (y > low), MISS, depth)
 
 
 def _bump(x: np.ndarray, y: np.ndarray, rx: float, ry: float) -> np.ndarray:
@@ -340,37 +267,26 @@ class _Painter:
         self.x, self.y, z = points
         self.across = np.abs(self.x)
         self.front = np.clip((z - 0.02) / 0.1, 0, 1)
-        mottle = noise(self.x * 90 + person.grain, self.y * 90)
-        self.colours = np.float32(person.skin * (1 + 0.04 * mottle)[..., None])
+        self.colours = np.tile(np.float32(person.skin), (*self.x.shape, 1))
 
     def tint(self, strength: np.ndarray, colour: Vector) -> None:
         paint(self.colours, strength * self.front, colour)
 
-    def fill(self, distance: np.ndarray, soft: float, strength: float, colour: Vector) -> None:
-        """Paint where distance < 0, with an edge at least `soft` wide."""
-        self.tint(inside(distance, self.soft + soft) * strength, colour)
+    def fill(self, distance: np.ndarray, strength: float, colour: Vector) -> None:
+        """Paint where distance < 0."""
+        self.tint(np.clip(0.5 - distance / (self.soft + 0.008), 0, 1) * strength, colour)
 
     def face(self) -> np.ndarray:
         """(H, W, 3) colours."""
-        person, x, y, across = self.person, self.x, self.y, self.across
-        tip_y = y - person.nose_tip[1]
-        self.tint(0.35 * _bump(across - 0.2, y - 0.12, 0.11, 0.1), person.skin * (1.0, 0.72, 0.68))
-        dark = 0.42 * _bump(across - EYE_X, y - EYE_Y, 0.11, 0.065)
-        dark += 0.25 * _bump(x, y - MOUTH_Y - 0.085 - 0.08 * person.mouth_open, 0.1, 0.025)
-        fold = across - 0.085 - 0.42 * np.maximum(y - 0.12, 0)  # from the nose past the mouth
-        dark += 0.25 * _bump(fold, y - 0.2, 0.014, 0.075)
-        self.tint(np.clip(dark, 0, 1), person.skin * (0.72, 0.62, 0.6))
-        self.beard()
-        nostril = np.hypot((across - 0.034) / 0.022, (tip_y - 0.036) / 0.012) - 1
-        self.fill(nostril * 0.014, 0.008, 0.85, person.skin * 0.22)
-        self.tint(0.45 * _bump(x, tip_y - 0.05, 0.07, 0.02), person.skin * 0.5)
+        skin, y, across = self.person.skin, self.y, self.across
+        self.tint(0.35 * _bump(across - 0.2, y - 0.12, 0.11, 0.1), skin * (1.0, 0.72, 0.68))
+        self.tint(0.42 * _bump(across - EYE_X, y - EYE_Y, 0.11, 0.065), skin * (0.72, 0.62, 0.6))
+        self.tint(0.45 * _bump(self.x, y - NOSE[1] - 0.05, 0.07, 0.02), skin * 0.5)
+        self.tint(0.85 * _bump(across - 0.034, y - NOSE[1] - 0.036, 0.02, 0.011), skin * 0.22)
         self.mouth()
         for side in (-1, 1):
-            self.eye(side * x - EYE_X)
-        if person.mask:
-            edge = np.maximum(0.055 - y, np.hypot(x / 0.34, (y - 0.26) / 0.3) - 1)
-            self.fill(edge, 0.01, 1.0, (0.72, 0.82, 0.88))
-        if person.glasses != "none":
+            self.eye(side * self.x - EYE_X)
+        if self.person.glasses != "none":
             self.glasses()
         return self.colours
 
@@ -382,12 +298,10 @@ class _Painter:
         outside = np.maximum(np.abs(t) - 1, 0) * person.mouth
         upper, lower = -0.1 * gap * arch - y, y - gap * arch  # distances past the opening
         lips = np.maximum(np.maximum(upper - 0.027 * arch, lower - 0.042 * arch), outside - 0.001)
-        self.fill(lips, 0.012, 0.7, person.skin * (0.9, 0.64, 0.62))
-        self.fill(np.maximum(lips, y), 0.012, 0.35, person.skin * (0.54, 0.38, 0.37))
+        self.fill(lips, 0.75, person.skin * (0.8, 0.56, 0.54))
         inner = np.maximum(np.maximum(upper, lower), outside)
-        self.fill(inner - 0.003, 0.006, 0.85, (0.16, 0.05, 0.05))
-        teeth = np.maximum(inner + 0.008, y - 0.4 * gap)
-        self.fill(np.maximum(teeth, np.abs(t) - 0.85), 0.006, 1.0, (0.9, 0.87, 0.8))
+        self.fill(inner - 0.003, 0.85, (0.16, 0.05, 0.05))
+        self.fill(np.maximum(inner + 0.008, y - 0.4 * gap), 1.0, (0.9, 0.87, 0.8))  # teeth
 
     def eye(self, out: np.ndarray) -> None:
         """One eye with its brow; `out` is the distance from its centre, towards the ear."""
@@ -396,60 +310,32 @@ class _Painter:
         arch, radius = np.maximum(1 - t * t, 0), np.hypot(out, y + 0.007)
         top, bottom = -0.042 * arch * person.eye_open, 0.024 * arch * min(person.eye_open, 1.0)
         lids = np.maximum(np.maximum(top - y, y - bottom), (np.abs(t) - 1) * EYE_HALF_WIDTH)
-        glint = np.hypot(out + 0.012, y + 0.019) - 0.007
-        for shape, colour in (
-            (lids, (0.86, 0.83, 0.8)),
-            (radius - 0.036, person.iris),
-            (radius - 0.017, (0.02, 0.02, 0.02)),
-            (glint, (1.0, 1.0, 1.0)),
-        ):
-            self.fill(np.maximum(lids, shape), 0.006, 1.0, colour)
-        lashes = np.minimum(np.abs(y - top + 0.003) - 0.007, np.abs(y - bottom) - 0.002)
-        within = (np.abs(t) - 1.12) * EYE_HALF_WIDTH
-        self.fill(np.maximum(lashes, within), 0.006, 0.9, person.skin * 0.2)
+        self.fill(lids, 1.0, (0.86, 0.83, 0.8))
+        self.fill(np.maximum(lids, radius - 0.036), 1.0, person.iris)
+        self.fill(np.maximum(lids, radius - 0.017), 1.0, (0.02, 0.02, 0.02))
+        lashes = np.maximum(np.abs(y - top + 0.003) - 0.007, (np.abs(t) - 1.12) * EYE_HALF_WIDTH)
+        self.fill(lashes, 0.9, person.skin * 0.2)
         brow = np.abs(y + 0.1 - 0.025 * t * t) - np.clip(0.018 - 0.006 * t, 0.006, 0.022)
-        self.fill(np.maximum(brow, np.abs(out) - 0.105), 0.016, 0.85, person.hair * 0.55)
-
-    def beard(self) -> None:
-        person, y, across = self.person, self.y, self.across
-        region = np.maximum(np.abs(y - MOUTH_Y + 0.062 - 0.35 * across**2) - 0.026, across - 0.13)
-        if person.beard in ("stubble", "full"):  # as well as a moustache; lower near the mouth
-            cheek_line = 0.12 + 0.3 * np.maximum(0.25 - across, 0)
-            region = np.minimum(region, np.maximum(cheek_line - y, y - 0.56))
-        strength = {"none": 0.0, "stubble": 0.35}.get(person.beard, 0.85)
-        self.fill(region + 0.008 * noise(self.x * 700, y * 400), 0.08, strength, person.hair * 0.7)
+        self.fill(np.maximum(brow, np.abs(out) - 0.105), 0.85, person.hair * 0.55)
 
     def glasses(self) -> None:
-        across, y = self.across, self.y - EYE_Y - 0.012
-        corner, high = (4.0, 0.078) if self.person.grain > TILE / 2 else (2.2, 0.1)  # or round
-        away = np.abs((across - EYE_X) / 0.122) ** corner + np.abs(y / high) ** corner
-        lens = (away ** (1 / corner) - 1) * 0.09
-        bars = np.maximum(np.abs(y + 0.015) - 0.009, np.abs(across - EYE_X) - 0.25)
-        frame = np.minimum(np.abs(lens) - 0.009, np.maximum(bars, -lens))
+        x, y = self.across - EYE_X, self.y - EYE_Y - 0.012
+        lens = (np.hypot(x / 0.122, y / 0.1) - 1) * 0.09
+        bars = np.maximum(np.abs(y + 0.015) - 0.009, np.abs(x) - 0.25)
         dark = self.person.glasses == "sun"
-        self.fill(lens, 0.004, 0.94 if dark else 0.1, (0.08,) * 3 if dark else (0.85,) * 3)
-        self.fill(frame, 0.004, 0.9, self.person.iris * 0.4)
+        self.fill(lens, 0.94 if dark else 0.1, (0.08,) * 3 if dark else (0.85,) * 3)
+        self.fill(np.minimum(np.abs(lens) - 0.009, np.maximum(bars, -lens)), 0.9, (0.1,) * 3)
 
 
 def draw_body(person: Person, light: Light, centre: Vector, size: float) -> Patch:
-    """Draw shoulders, arms and legs under the head of the same arguments."""
-    neck, w = np.array([0, 0.55, -0.14], np.float32), person.width
-    neck = rotation(person.yaw, person.pitch, person.roll) @ neck
+    """Draw shoulders and a long coat under the head of the same arguments."""
+    neck = rotation(person.yaw, person.pitch, person.roll) @ np.float32([0, 0.55, -0.14])
     x, y = neck[:2] * size + centre
-    window = (x - 1.4 * size, y - 0.5 * size, x + 1.4 * size, y + 6.4 * size)
+    window = (x - 1.2 * size, y - 0.5 * size, x + 1.2 * size, y + 5 * size)
     view = View(window, (x, y), size, max(min(1.0, 70 / size), 12 / size))
-    depth = view.crossings(((0, 0.1, -0.05), (0.21 * w, 0.45, 0.22)))[0]
-    depth = view.melt(depth, ((0, 1.05, 0), (0.7 * w, 0.9, 0.32)), 0.1)
-    depth = view.melt(depth, ((0, 2.1, 0), (0.6 * w, 1.3, 0.32)), 0.15)
-    for side in (-1, 1):
-        depth = view.melt(depth, ((side * 0.45 * w, 0.55, 0), (0.5 * w, 0.3, 0.28)), 0.15)
-        depth = view.melt(depth, ((side * 0.8 * w, 1.5, 0.05), (0.2, 1.2, 0.22)), 0.1)
-        depth = view.melt(depth, ((side * 0.31, 4.3, 0), (0.32, 2.2, 0.3)), 0.1)  # a leg
-    stripes = np.sin(view.y * 28) + np.sin(view.x * 28) * (person.grain % 2 < 1) > 0.2
-    folds = 0.06 * noise(view.x * 15 + person.grain, view.y * 15)
-    tone = np.float32(1 + 0.3 * stripes * (person.grain % 3 < 1) + folds)
-    colours = person.shirt * tone[..., None]
-    paint(colours, inside(2.9 - view.y, 0.04), person.cloth)
-    paint(colours, inside(np.hypot(view.x / 0.28, view.y / 0.36) - 1, 0.1), person.skin)
-    colours *= 1 - 0.5 * _bump(view.x, view.y + 0.12, 0.3, 0.22)[..., None]  # the chin's shade
+    depth = view.hit(((0, 0.1, -0.05), (0.21, 0.45, 0.22)))
+    depth = view.melt(depth, ((0, 0.62, 0), (1.0, 0.36, 0.28)), 0.15)
+    depth = view.melt(depth, ((0, 2.5, 0), (0.95, 2.3, 0.32)), 0.15)
+    colours = np.tile(person.shirt, (*depth.shape, 1))
+    paint(colours, np.clip(3 - 8 * np.hypot(view.x, view.y * 0.8), 0, 1), person.skin)
     return view.patch(depth, _shade(view, depth, colours, light), np.ones_like(depth))

@@ -15,7 +15,6 @@ from featherface.data.demo_person import (
     Rng,
     draw_body,
     draw_head,
-    noise,
     paint,
     random_colour,
 )
@@ -85,7 +84,7 @@ class _Scene:
         return np.s_[y1:y2, x1:x2], here
 
 
-def make_photo(*, seed: int, split: int, index: int, size: int) -> Photo:
+def make_photo(index: int, *, seed: int, split: int, size: int) -> Photo:
     """Draw photograph `index` of a split; the same arguments give the same bytes.
 
     size: about its long side, pixels.
@@ -108,28 +107,23 @@ def make_photo(*, seed: int, split: int, index: int, size: int) -> Photo:
 
 
 def _positions(kind: str, width: int, height: int, rng: Rng) -> list[tuple[float, float, float]]:
-    """x, y and height of each face, those behind first."""
+    """x, y and height of each face, the smallest first."""
     low, high, fewest, most = KINDS[kind]
     count = int(rng.integers(fewest, most + 1))
-    middle = rng.uniform(math.log(low), math.log(high))  # of a group
     horizon, steep = rng.uniform(0.12, 0.4) * height, rng.uniform(0.15, 0.5)
     chosen: list[tuple[float, float, float]] = []
     for _ in range(count * 6):
         share = math.exp(rng.uniform(math.log(low), math.log(high)))
-        if kind == "group":
-            share = float(np.clip(math.exp(rng.normal(middle, 0.22)), low, high * 1.2))
         face = max(SMALLEST_FACE * 1.25, share * min(width, height))
         edge = -0.1 if rng.random() < 0.15 else 0.55  # some are cut by the border
         x = rng.uniform(edge * face, width - edge * face)
         y = rng.uniform(max(edge * face, 0), max(height - edge * face, face))
-        if kind == "crowd":
-            x = width * (0.5 + np.clip(rng.normal(0, 0.25), -0.49, 0.49))
         if kind in ("street", "crowd"):  # the nearer, the larger and the lower
             y = horizon + (share / high) * (steep + rng.uniform(0, 0.15)) * height
         apart = all(math.hypot(x - a, y - b) > 0.78 * max(face, f) for a, b, f in chosen)
         if apart and len(chosen) < count:
             chosen.append((float(x), float(y), face))
-    return sorted(chosen, key=lambda place: place[1 if kind == "group" else 2])
+    return sorted(chosen, key=lambda place: place[2])
 
 
 def _add_person(scene: _Scene, centre: tuple[float, float], size: float, rng: Rng) -> None:
@@ -148,89 +142,58 @@ def _add_person(scene: _Scene, centre: tuple[float, float], size: float, rng: Rn
 
 
 def _thing(box: np.ndarray, rng: Rng) -> Patch:
-    """Something flat before one side of a face: a book, a post, a phone, a sign."""
+    """Something flat before one side of a face: a book, a post, a phone."""
     (x1, y1, x2, y2), side = box, rng.choice((-1, 1))
     across, down = (x2 - x1) * rng.uniform(0.25, 0.6), (y2 - y1) * rng.uniform(0.3, 1.2)
     x = (x1 + x2) / 2 + side * (x2 - x1) * rng.uniform(0.25, 0.6) - across / 2
     y = y1 + (y2 - y1) * rng.uniform(0.3, 1.0)
     shape = (max(int(down), 2), max(int(across), 2))
-    colours = np.broadcast_to(random_colour(rng), (*shape, 3)).copy()
-    colours[:: max(4, shape[0] // 6)] *= np.float32(0.7)
-    return Patch(int(x), int(y), colours, np.ones(shape, np.float32))
+    return Patch(
+        int(x), int(y), np.tile(random_colour(rng), (*shape, 1)), np.ones(shape, np.float32)
+    )
 
 
 def _background(width: int, height: int, rng: Rng, light: Light) -> np.ndarray:
-    """A place without people: a street, a room, foliage, or lights in the dark."""
-    place = rng.choice(["street", "room", "foliage", "lights"], p=[0.3, 0.3, 0.24, 0.16])
-    high = 0.3 if place == "lights" else 0.9
-    top, bottom = random_colour(rng, 0.3 * high, high), random_colour(rng, 0.2 * high, high)
+    """A place without people: two colours, rough patches, houses or shelves, out of focus."""
+    top, bottom = random_colour(rng), random_colour(rng)
     ramp = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     image = np.repeat(top + ramp * (bottom - top), width, axis=1)
-    if place == "street":
-        image[int(height * rng.uniform(0.4, 0.8)) :] = random_colour(rng, 0.3, 0.6)
-    if place == "foliage":
-        image[:] = np.array([0.25, 0.4, 0.16], np.float32) * np.float32(rng.uniform(0.6, 1.5, 3))
-    broad = _field(width, height, rng, grain=0.1)
-    fine = _field(width, height, rng, grain=rng.uniform(0.3, 1.5))
-    rough = 0.35 if place == "foliage" else 0.04
-    image *= np.exp(rough * fine + max(rough, 0.08) * broad)[..., None]
-    if place == "lights":
-        for _ in range(rng.integers(12, 60)):
-            x, y, radius = (int(value) for value in rng.integers((0, 0, 2), (width, height, 20)))
-            cv2.circle(image, (x, y), radius, random_colour(rng, 0.3, 0.9).tolist(), -1)
-        image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(2, 6)))
-    for _ in range(rng.integers(3, 12) if place in ("street", "room") else rng.integers(0, 3)):
+    for cell in (3, 12, 48):
+        rough = rng.normal(0, rng.uniform(0, 0.2), (height // cell + 2, width // cell + 2))
+        image *= cv2.resize(np.float32(np.exp(rough)), (width, height))[..., None]
+    for _ in range(rng.integers(0, 12)):
         _add_panel(image, rng)
-    if rng.random() < 0.6:  # out of focus behind the people
-        image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.6, 5)))
+    image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.4, 4)))
     level = (light.key * np.float32(0.75) + light.ambient) / 2 + np.float32(0.2)
     return np.clip(image * np.clip(level, 0.35, 1.15), 0, 1)
 
 
-def _field(width: int, height: int, rng: Rng, *, grain: float) -> np.ndarray:
-    """(height, width) noise at a random place of the tile; grain: tile units per pixel."""
-    x0, y0 = rng.uniform(0, 256, 2)
-    return noise(*np.meshgrid(np.arange(width) * grain + x0, np.arange(height) * grain + y0))
-
-
 def _add_panel(image: np.ndarray, rng: Rng) -> None:
-    """A wall, door, shelf or house: a rectangle, often with rows of smaller ones."""
+    """A wall, door, shelf or house: a rectangle with rows of smaller ones."""
     height, width = image.shape[:2]
     x, y = int(rng.integers(-60, width)), int(rng.integers(-60, height))
     x2, y2 = x + int(rng.integers(30, 220)), y + int(rng.integers(30, 300))
     cv2.rectangle(image, (x, y), (x2, y2), random_colour(rng).tolist(), -1)
-    across, down = int(rng.integers(8, 40)), int(rng.integers(12, 60))
-    if rng.random() < 0.4:
-        return
-    colour = random_colour(rng)
+    across, down, colour = int(rng.integers(8, 80)), int(rng.integers(12, 120)), random_colour(rng)
     for left in range(x + 4, x2 - across, across):
         for up in range(y + 4, y2 - down, down):
             corner = (left + int(across * 0.7), up + int(down * 0.7))
-            shown = colour * np.float32(rng.uniform(0.7, 1.3))
-            cv2.rectangle(image, (left, up), corner, shown.tolist(), -1)
+            cv2.rectangle(image, (left, up), corner, colour.tolist(), -1)
 
 
 def _camera(image: np.ndarray, rng: Rng, *, steady: bool) -> tuple[np.ndarray, float]:
-    """Blur, contrast, colour, shadows, noise; also the blur's radius in pixels.
+    """Blur, contrast, colour and noise; also the blur's radius in pixels.
 
     steady: blur less, as small faces would be lost.
     """
     softness = float(rng.uniform(1.2, 3.5) if rng.random() < 0.14 else abs(rng.normal(0.35, 0.35)))
     softness = max(softness * (0.5 if steady else 1.0), 0.2)
-    image = cv2.GaussianBlur(image, (0, 0), softness)
-    gamma, contrast = float(np.exp(rng.normal(0, 0.16))), float(rng.normal(1.05, 0.12))
-    image = (np.clip(image, 0, 1) ** gamma - 0.5) * contrast + float(rng.normal(0.52, 0.05))
+    image = (cv2.GaussianBlur(image, (0, 0), softness) - 0.5) * rng.normal(1.05, 0.12) + 0.52
     grey = image.mean(axis=2, keepdims=True)
-    saturation = 0.0 if rng.random() < 0.05 else float(np.clip(rng.normal(0.85, 0.18), 0.2, 1.3))
-    image = grey + (image - grey) * saturation * np.float32(rng.normal(1, 0.04, 3))
-    height, width = image.shape[:2]
-    if rng.random() < 0.2:  # the shadow of a tree or a window over everything
-        shaded = _field(width, height, rng, grain=0.2) < 0
-        image *= (1 - float(rng.uniform(0.2, 0.55)) * cv2.blur(np.float32(shaded), (9, 9)))[
-            ..., None
-        ]
-    grain = rng.standard_normal((height, width, 3), dtype=np.float32)
-    return image + grain * np.float32(abs(rng.normal(0, 0.018))), softness
+    saturation = 0.0 if rng.random() < 0.05 else np.clip(rng.normal(0.85, 0.18), 0.2, 1.3)
+    image = grey + (image - grey) * saturation * rng.normal(1, 0.04, 3)
+    grain = rng.standard_normal(image.shape, dtype=np.float32)
+    return image + grain * abs(rng.normal(0, 0.018)), softness
 
 
 def _annotate(scene: _Scene, softness: float) -> Iterator[Face]:
@@ -247,7 +210,7 @@ def _annotate(scene: _Scene, softness: float) -> Iterator[Face]:
         hidden = head.hidden | (scene.owner[row, column] != index)
         usable = seen > 0.45 and head.size >= 13 and not hidden.all()
         within = ((points >= 0) & (points < (width, height))).all()
-        relative, worn = softness / head.size, person.mask or person.glasses == "sun"
+        relative, worn = softness / head.size, person.glasses == "sun"
         yield Face(
             box=(x1, y1, x2 - x1, y2 - y1),
             landmarks=points if usable and within else None,
