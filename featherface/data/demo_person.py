@@ -47,10 +47,10 @@ class Light:
             rng.choice([0.8, 0.25], p=[7 / 8, 1 / 8]),
         )
         # unit, camera frame, from the scene towards the light
-        self.direction = np.float32([x, y, z]) / np.float32(math.hypot(x, y, z))
+        self.direction = np.array([x, y, z], np.float32) / np.float32(math.hypot(x, y, z))
         warm, hardness = rng.normal(0, 0.09), rng.uniform(0.35, 0.75)
-        self.key = np.float32([1 + warm, 1, 1 - warm]) * np.float32(1.25 * hardness)
-        self.ambient = np.float32([1 - warm, 1, 1 + warm]) * np.float32(1.05 - 0.95 * hardness)
+        self.key = np.array([1 + warm, 1, 1 - warm], np.float32) * np.float32(1.25 * hardness)
+        self.ambient = np.array([1 - warm, 1, 1 + warm], np.float32) * np.float32(1.05 - 0.95 * hardness)
 
 
 class Person:
@@ -82,7 +82,8 @@ class Person:
         """(5, 3) float32, head frame: eyes, nose tip, mouth corners, left to right."""
         corner = MOUTH_Y - 0.028 * self.smile + 0.25 * MOUTH_OPENING * self.mouth_open
         eyes = [(side * EYE_X, EYE_Y, 0.335) for side in (-1, 1)]
-        return np.float32([*eyes, NOSE, *((side * self.mouth, corner, 0.335) for side in (-1, 1))])
+        corners = [(side * self.mouth, corner, 0.335) for side in (-1, 1)]
+        return np.array([*eyes, NOSE, *corners], np.float32)
 
 
 @dataclass(frozen=True)
@@ -329,7 +330,7 @@ class _Painter:
 
 def draw_body(person: Person, light: Light, centre: Vector, size: float) -> Patch:
     """Draw shoulders and a long coat under the head of the same arguments."""
-    neck = rotation(person.yaw, person.pitch, person.roll) @ np.float32([0, 0.55, -0.14])
+    neck = rotation(person.yaw, person.pitch, person.roll) @ np.array([0, 0.55, -0.14], np.float32)
     x, y = neck[:2] * size + centre
     window = (x - 1.2 * size, y - 0.5 * size, x + 1.2 * size, y + 5 * size)
     view = View(window, (x, y), size, max(min(1.0, 70 / size), 12 / size))
