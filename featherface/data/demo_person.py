@@ -50,7 +50,9 @@ class Light:
         self.direction = np.array([x, y, z], np.float32) / np.float32(math.hypot(x, y, z))
         warm, hardness = rng.normal(0, 0.09), rng.uniform(0.35, 0.75)
         self.key = np.array([1 + warm, 1, 1 - warm], np.float32) * np.float32(1.25 * hardness)
-        self.ambient = np.array([1 - warm, 1, 1 + warm], np.float32) * np.float32(1.05 - 0.95 * hardness)
+        self.ambient = np.array([1 - warm, 1, 1 + warm], np.float32) * np.float32(
+            1.05 - 0.95 * hardness
+        )
 
 
 class Person:
@@ -81,8 +83,8 @@ class Person:
     def landmarks(self) -> np.ndarray:
         """(5, 3) float32, head frame: eyes, nose tip, mouth corners, left to right."""
         corner = MOUTH_Y - 0.028 * self.smile + 0.25 * MOUTH_OPENING * self.mouth_open
-        eyes = [(side * EYE_X, EYE_Y, 0.335) for side in (-1, 1)]
-        corners = [(side * self.mouth, corner, 0.335) for side in (-1, 1)]
+        eyes = [(side * EYE_X, EYE_Y, 0.325) for side in (-1, 1)]
+        corners = [(side * self.mouth, corner, 0.302) for side in (-1, 1)]
         return np.array([*eyes, NOSE, *corners], np.float32)
 
 
