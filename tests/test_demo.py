@@ -133,7 +133,7 @@ def test_landmarks_are_where_the_face_is_painted(yaw: float, roll: float) -> Non
     """The projected eyes are dark against the cheeks, on the head and in the box."""
     rng = np.random.default_rng(5)
     person, light = Person(rng), Light(rng)
-    looks = {"style": "bald", "glasses": "none", "eye_open": 1.0}
+    looks = {"hair_parts": 0, "glasses": "none", "eye_open": 1.0}
     vars(person).update(looks | {"yaw": yaw, "pitch": 0, "roll": roll})
     head = draw_head(person, light, (100.3, 90.6), 90)
     grey = head.colours.mean(axis=2)
@@ -148,7 +148,7 @@ def test_landmarks_are_where_the_face_is_painted(yaw: float, roll: float) -> Non
 def test_what_a_person_wears_hides_landmarks() -> None:
     rng = np.random.default_rng(5)
     person, light = Person(rng), Light(rng)
-    vars(person).update({"yaw": 0, "pitch": 0, "roll": 0, "style": "bald", "glasses": "sun"})
+    vars(person).update({"yaw": 0, "pitch": 0, "roll": 0, "hair_parts": 0, "glasses": "sun"})
     assert draw_head(person, light, (50, 50), 40).hidden.tolist() == [True] * 2 + [False] * 3
     person.glasses = "clear"
     assert not draw_head(person, light, (50, 50), 40).hidden.any()

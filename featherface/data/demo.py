@@ -11,10 +11,8 @@ import json
 import os
 import signal
 import tempfile
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -28,13 +26,6 @@ from featherface.errors import DataError
 VERSION = 3  # of the painter: a set of another version is replaced
 MANIFEST = "demo.json"
 SPLITS = ("train", "val")
-EVENTS = {
-    "portrait": "0--Portrait",
-    "group": "1--Group",
-    "street": "2--Street",
-    "crowd": "3--Crowd",
-    "empty": "4--Places",
-}
 
 
 def make_demo(
@@ -66,7 +57,7 @@ def make_demo(
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
     hidden = tempfile.TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent)
-    with _interrupted_by_sigterm(), hidden as folder:
+    with hidden as folder:
         work = Path(folder) / "new"
         for split, count in zip(SPLITS, (train, val), strict=True):
             _write_split(work, split, count, seed=seed, size=size, progress=progress)
@@ -75,19 +66,6 @@ def make_demo(
             os.rename(root, Path(folder) / "old")
         os.rename(work, root)
     return root
-
-
-@contextmanager
-def _interrupted_by_sigterm() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C in the main thread, so that the unfinished folder is removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _is_ready(root: Path, wanted: dict[str, int], force: bool) -> bool:
@@ -117,9 +95,8 @@ def _write_split(
     folder.mkdir(exist_ok=True)
     boxes, labels = [], []
     for index, photo in enumerate(_photos(split, count, seed=seed, size=size, progress=progress)):
-        event = EVENTS[photo.kind]
-        name = f"{event}/{event.replace('--', '_')}_demo_{index}.jpg"
-        (images / event).mkdir(exist_ok=True)
+        name = f"{photo.event}/{photo.event.replace('--', '_')}_demo_{index}.jpg"
+        (images / photo.event).mkdir(exist_ok=True)
         (images / name).write_bytes(photo.jpeg)
         boxes += [name, *box_rows(photo.faces)]
         labels += [f"# {name}", *(label_row(face) for face in photo.faces)]
@@ -131,10 +108,7 @@ def _write_split(
 
 def box_rows(faces: list[Face]) -> list[str]:
     """Count and rows of one photograph in bbx_gt.txt; without a face, one row of zeros follows."""
-    rows = [
-        (*face.box, face.blur, face.expression, face.illumination, 0, face.occlusion, face.pose)
-        for face in faces  # 0: invalid, never
-    ] or [(0,) * 10]
+    rows = [(*face.box, *face.attributes) for face in faces] or [(0,) * 10]
     return [str(len(faces)), *(" ".join(str(value) for value in row) for row in rows)]
 
 
@@ -147,7 +121,7 @@ def label_row(face: Face) -> str:
             f"{x:.3f} {y:.3f} {float(hidden):.1f}"
             for (x, y), hidden in zip(face.landmarks, face.hidden, strict=True)
         )
-    return f"{box} {points} {1 - 0.4 * face.blur:.2f}"
+    return f"{box} {points} {1 - 0.4 * face.attributes[0]:.2f}"
 
 
 def _photos(split: str, count: int, *, seed: int, size: int, progress: bool) -> Iterator[Photo]:
@@ -170,6 +144,7 @@ def main() -> None:
     options.add_argument("--seed", type=int, default=0, help="seed of everything random")
     options.add_argument("--force", action="store_true", help="replace another demo set")
     given = vars(options.parse_args())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave nothing half-written
     root = make_demo(given.pop("data"), **given)
     print(f"{root}: {given['train']} photographs to train on, {given['val']} to evaluate on")
 

@@ -25,10 +25,34 @@ SKIN, HAIR, IRIS = (
         "3c2416 54361c 5a6e46 547896 281a14",
     )
 )
+# rows: centre x, y, z, radii x, y, z, and the width over which the seam is rounded; head units
+HEAD = (
+    (0, -0.17, -0.12, 0.385, 0.49, 0.5, 0.1),  # skull
+    (0, 0.1, 0.05, 0.325, 0.405, 0.315, 0.12),  # jaw
+    (0, 0.405, 0.23, 0.12, 0.085, 0.085, 0.1),  # chin
+    (0.2, 0.09, 0.22, 0.1, 0.1, 0.11, 0.1),  # cheeks
+    (0.13, -0.15, 0.32, 0.15, 0.04, 0.055, 0.08),  # brows
+    (0, 0.05, 0.38, 0.042, 0.14, 0.06, 0.05),  # nose
+    (0, 0.13, 0.415, 0.065, 0.045, 0.05, 0.05),
+)
+EYES_EARS_NECK = (
+    (EYE_X, EYE_Y, 0.25, 0.07, 0.06, 0.075, 0.012),
+    (0.395, 0, -0.1, 0.035, 0.115, 0.075, 0.03),
+    (0, 0.65, -0.14, 0.2, 0.7, 0.2, 0.03),
+)
+HAIRCUT = (
+    (0, -0.19, -0.14, 0.435, 0.53, 0.55, 0.1),  # short
+    (0, 0.3, -0.2, 0.48, 0.7, 0.33, 0.1),  # what long hair has in addition
+)
+BODY = (
+    (0, 0.1, -0.05, 0.21, 0.45, 0.22, 0.1),  # neck
+    (0, 0.62, 0, 1.0, 0.36, 0.28, 0.15),  # shoulders
+    (0, 2.5, 0, 0.95, 2.3, 0.32, 0.15),  # a long coat
+)
 
 Rng = np.random.Generator
 Vector = np.ndarray | Sequence[float]  # a colour, a point
-Ellipsoid = tuple[Vector, Vector]  # centre, radii
+Solids = Sequence[Sequence[float]]  # rows as in HEAD
 
 
 def random_colour(rng: Rng, low: float = 0.06, high: float = 0.9) -> np.ndarray:
@@ -37,22 +61,19 @@ def random_colour(rng: Rng, low: float = 0.06, high: float = 0.9) -> np.ndarray:
 
 
 class Light:
-    """A random key light and the sky; colours are (3,) RGB in linear light."""
+    """A random light from above, one in eight from the side, and the sky; (3,) RGB in linear light.
+
+    direction: unit, camera frame, from the scene towards the light.
+    """
 
     def __init__(self, rng: Rng) -> None:
-        """Light from above; one in eight is from the side."""
-        x, y, z = (
-            rng.normal(0, 0.55),
-            -abs(rng.normal(0.45, 0.3)),
-            rng.choice([0.8, 0.25], p=[7 / 8, 1 / 8]),
-        )
-        # unit, camera frame, from the scene towards the light
-        self.direction = np.array([x, y, z], np.float32) / np.float32(math.hypot(x, y, z))
-        warm, hardness = rng.normal(0, 0.09), rng.uniform(0.35, 0.75)
-        self.key = np.array([1 + warm, 1, 1 - warm], np.float32) * np.float32(1.25 * hardness)
-        self.ambient = np.array([1 - warm, 1, 1 + warm], np.float32) * np.float32(
-            1.05 - 0.95 * hardness
-        )
+        depth = 0.25 if rng.random() < 1 / 8 else 0.8
+        towards = np.array([rng.normal(0, 0.55), -abs(rng.normal(0.45, 0.3)), depth], np.float32)
+        self.direction = towards / np.linalg.norm(towards)
+        warm = np.array([1, 0, -1], np.float32) * np.float32(rng.normal(0, 0.09))
+        hardness = np.float32(rng.uniform(0.35, 0.75))
+        self.key = 1.25 * hardness * (1 + warm)
+        self.ambient = (1.05 - 0.95 * hardness) * (1 - warm)
 
 
 class Person:
@@ -62,17 +83,16 @@ class Person:
         self.yaw = float(np.clip(rng.normal(0, 22 if rng.random() < 0.85 else 50), -85, 85))
         self.pitch = float(np.clip(rng.normal(2, 9), -28, 32))  # degrees, see rotation
         self.roll = float(np.clip(rng.normal(0, 9 if rng.random() < 0.92 else 35), -60, 60))
-        tone = rng.uniform(0, len(SKIN) - 1)
-        self.skin = SKIN[int(tone)] + (SKIN[int(tone) + 1] - SKIN[int(tone)]) * np.float32(tone % 1)
+        tone = rng.integers(0, len(SKIN))
+        self.skin = SKIN[tone] * np.float32(rng.uniform(0.94, 1.04))
         self.hair = HAIR[rng.integers(0, 2 if tone > 5 else len(HAIR))]
         self.iris = IRIS[rng.integers(0, len(IRIS))]
         self.shirt = random_colour(rng)
-        self.width = float(rng.normal(0.97, 0.04))  # of the head, a factor
         self.eye_open = float(np.clip(rng.normal(0.95, 0.2), 0.12, 1.25))  # a factor
         self.smile = float(np.clip(rng.normal(0.35, 0.45), -0.8, 1.1))  # -1 sad, 1 happy
         shouts = rng.random() < 0.12
         self.mouth_open = float(rng.uniform(0.5, 1) if shouts else abs(rng.normal(0, 0.1)))  # 0..1
-        self.style = str(rng.choice(["short", "long", "bald"], p=[0.5, 0.4, 0.1]))
+        self.hair_parts = int(rng.choice(3, p=[0.1, 0.5, 0.4]))  # rows of HAIRCUT; 0 bald
         self.glasses = str(rng.choice(["none", "clear", "sun"], p=[0.77, 0.16, 0.07]))
 
     @property
@@ -111,12 +131,7 @@ class Head(Patch):
 
 def paint(image: np.ndarray, mask: np.ndarray, colour: Vector) -> None:
     """Blend a colour (3,) or an image into `image` (H, W, 3) in place by mask (H, W)."""
-    if mask.size:
-        x, y, width, height = cv2.boundingRect(np.uint8(mask > 0.004))  # most marks are small
-        part = np.s_[y : y + height, x : x + width]
-        colour = np.asarray(colour, np.float32)
-        target = image[part]
-        target += mask[part][..., None] * ((colour if colour.ndim == 1 else colour[part]) - target)
+    image += mask[..., None] * (np.asarray(colour, np.float32) - image)
 
 
 def rotation(yaw: float, pitch: float, roll: float) -> np.ndarray:
@@ -144,9 +159,20 @@ class View:
         """(3, H, W) in the head frame, of camera depths (H, W)."""
         return np.tensordot(self.rotate.T, np.stack([self.x, self.y, depth]), 1)
 
-    def hit(self, solid: Ellipsoid) -> np.ndarray:
-        """Depth (H, W) at which the rays enter an ellipsoid; MISS where they do not."""
-        centre, radii = solid
+    def surface(self, solids: Solids, depth: np.ndarray | None = None) -> np.ndarray:
+        """Depth (H, W) at which the rays enter ellipsoids, joined to a surface if there is one.
+
+        MISS where they do not. An ellipsoid off the middle has its mirror image on the other side.
+        """
+        depth = np.full_like(self.x, MISS) if depth is None else depth
+        for x, *centre, rx, ry, rz, seam in solids:
+            for side in (-1, 1) if x else (1,):
+                near = self._hit((side * x, *centre), (rx, ry, rz))
+                h = np.maximum(seam - np.abs(depth - near), 0) / np.float32(seam)
+                depth = np.maximum(depth, near) + h * h * np.float32(seam / 4)
+        return depth
+
+    def _hit(self, centre: Vector, radii: Vector) -> np.ndarray:
         turned = self.rotate / np.array(radii, np.float32)
         form = turned @ turned.T
         cx, cy, cz = self.rotate @ np.array(centre, np.float32)
@@ -156,12 +182,6 @@ class View:
         square = b * b - form[2, 2] * c
         near = cz + (np.sqrt(np.maximum(square, 0)) - b) / form[2, 2]
         return np.where(square > 0, near, MISS)
-
-    def melt(self, depth: np.ndarray, solid: Ellipsoid, k: float) -> np.ndarray:
-        """The surface joined with an ellipsoid; the seam is rounded over k."""
-        near = self.hit(solid)
-        h = np.maximum(k - np.abs(depth - near), 0) / k
-        return np.maximum(depth, near) + h * h * np.float32(k / 4)
 
     def patch(self, depth: np.ndarray, colours: np.ndarray, alpha: np.ndarray) -> Patch:
         """Average to photograph pixels, colours weighted by their opacity."""
@@ -224,37 +244,21 @@ def draw_head(person: Person, light: Light, centre: Vector, size: float) -> Head
 
 def _skin(person: Person, view: View) -> tuple[np.ndarray, np.ndarray]:
     """Where the face is (H, W) bool, under the hair too, and the depth (H, W) of the bare head."""
-    w, opened = person.width, 0.5 * MOUTH_OPENING * person.mouth_open
-    depth = view.hit(((0, -0.17, -0.12), (0.385 * w, 0.49, 0.5)))
-    depth = view.melt(depth, ((0, 0.1, 0.05), (0.325 * w, 0.405, 0.315)), 0.12)  # jaw
-    depth = view.melt(depth, ((0, 0.405, 0.23), (0.12 * w, 0.085, 0.085)), 0.1)  # chin
-    for side in (-1, 1):
-        depth = view.melt(depth, ((side * 0.2 * w, 0.09, 0.22), (0.1, 0.1, 0.11)), 0.1)  # cheek
-        depth = view.melt(depth, ((side * 0.13, -0.15, 0.32), (0.15, 0.04, 0.055)), 0.08)  # brow
-    depth = view.melt(depth, ((0, 0.05, 0.38), (0.042, 0.14, 0.06)), 0.05)  # nose
-    depth = view.melt(depth, ((0, 0.13, 0.415), (0.065, 0.045, 0.05)), 0.05)
-    depth = view.melt(depth, ((0, MOUTH_Y + opened, 0.345), (0.115, 0.042 + opened, 0.05)), 0.035)
+    opened = 0.5 * MOUTH_OPENING * person.mouth_open
+    mouth = (0, MOUTH_Y + opened, 0.345, 0.115, 0.042 + opened, 0.05, 0.035)
+    depth = view.surface((*HEAD, mouth))
     x, y, z = view.points(depth)
     outline = (depth > MISS / 2) & (y > -0.42) & (z > -0.05)
     depth -= 0.035 * _bump(np.abs(x) - EYE_X, y - EYE_Y, 0.085, 0.05) * (z > 0)  # sockets
-    for side in (-1, 1):
-        depth = view.melt(depth, ((side * EYE_X, EYE_Y, 0.25), (0.07, 0.06, 0.075)), 0.012)
-        depth = view.melt(depth, ((side * 0.395 * w, 0.0, -0.1), (0.035, 0.115, 0.075)), 0.03)
-    return outline, view.melt(depth, ((0, 0.65, -0.14), (0.2 * w, 0.7, 0.2)), 0.03)  # neck
+    return outline, view.surface(EYES_EARS_NECK, depth)
 
 
 def _hair(person: Person, view: View) -> np.ndarray:
     """Depth (H, W) of the hair, MISS at the face."""
-    if person.style == "bald":
-        return np.full_like(view.x, MISS)
-    w = person.width
-    depth = view.hit(((0, -0.19, -0.14), (0.385 * w + 0.05, 0.53, 0.55)))
-    if person.style == "long":
-        depth = view.melt(depth, ((0, 0.3, -0.2), (0.43 * w + 0.05, 0.7, 0.33)), 0.1)
+    depth = view.surface(HAIRCUT[: person.hair_parts])
     x, y, z = view.points(depth)
-    front = (np.hypot(x / (0.37 * w), (y - 0.16) / 0.55) < 1) & (z > -0.1)
-    low = 9.0 if person.style == "long" else 0.09 + 0.3 * np.maximum(-z - 0.1, 0)
-    return np.where(front | (y > low), MISS, depth)
+    front = (np.hypot(x / 0.37, (y - 0.16) / 0.55) < 1) & (z > -0.1)
+    return np.where(front | (y > (0.12 if person.hair_parts < 2 else 2.0)), MISS, depth)
 
 
 def _bump(x: np.ndarray, y: np.ndarray, rx: float, ry: float) -> np.ndarray:
@@ -336,9 +340,7 @@ def draw_body(person: Person, light: Light, centre: Vector, size: float) -> Patc
     x, y = neck[:2] * size + centre
     window = (x - 1.2 * size, y - 0.5 * size, x + 1.2 * size, y + 5 * size)
     view = View(window, (x, y), size, max(min(1.0, 70 / size), 12 / size))
-    depth = view.hit(((0, 0.1, -0.05), (0.21, 0.45, 0.22)))
-    depth = view.melt(depth, ((0, 0.62, 0), (1.0, 0.36, 0.28)), 0.15)
-    depth = view.melt(depth, ((0, 2.5, 0), (0.95, 2.3, 0.32)), 0.15)
+    depth = view.surface(BODY)
     colours = np.tile(person.shirt, (*depth.shape, 1))
     paint(colours, np.clip(3 - 8 * np.hypot(view.x, view.y * 0.8), 0, 1), person.skin)
     return view.patch(depth, _shade(view, depth, colours, light), np.ones_like(depth))

@@ -21,14 +21,14 @@ from featherface.data.demo_person import (
 
 SMALLEST_FACE = 8.0  # pixels high
 ASPECTS = (1.0, 0.75, 1.333, 0.667, 1.5)  # width / height
-# smallest and largest face, as shares of the short side; fewest and most people
-KINDS = {
-    "portrait": (0.19, 0.47, 1, 2),
-    "group": (0.07, 0.2, 3, 8),
-    "street": (0.016, 0.14, 4, 14),
-    "crowd": (0.0125, 0.05, 26, 65),
-    "empty": (0.02, 0.1, 0, 0),
+KINDS = {  # by event: smallest and largest face, shares of the short side; fewest and most people
+    "0--Portrait": (0.19, 0.47, 1, 2),
+    "1--Group": (0.07, 0.2, 3, 8),
+    "2--Street": (0.016, 0.14, 4, 14),
+    "3--Crowd": (0.0125, 0.05, 26, 65),
+    "4--Places": (0.02, 0.1, 0, 0),
 }
+PORTRAIT, GROUP, STREET, CROWD, EMPTY = KINDS
 NOBODY = -1  # owner of a pixel that belongs to no face
 LEAST_SEEN = 0.3  # a face of which less is visible is not annotated
 
@@ -40,16 +40,12 @@ class Face:
     box: tuple[int, int, int, int]  # x, y, width, height
     landmarks: np.ndarray | None  # (5, 2) float, or None: not usable
     hidden: np.ndarray  # (5,) bool
-    blur: int  # 0 clear, 1 normal, 2 heavy
-    expression: int  # 1: exaggerated
-    illumination: int  # 1: extreme
-    occlusion: int  # 0 none, 1 partial, 2 heavy
-    pose: int  # 1: atypical
+    attributes: tuple[int, ...]  # blur, expression, illumination, invalid, occlusion, pose
 
 
 @dataclass(frozen=True)
 class Photo:
-    kind: str  # one of KINDS
+    event: str  # one of KINDS
     jpeg: bytes
     faces: list[Face]
 
@@ -76,12 +72,10 @@ class _Scene:
 
     def _overlap(self, patch: Patch) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
         """Rows and columns of the photograph that a patch covers, and of the patch."""
-        height, width = self.owner.shape
-        x1, y1 = max(patch.x, 0), max(patch.y, 0)
-        x2 = max(min(patch.x + patch.alpha.shape[1], width), x1)
-        y2 = max(min(patch.y + patch.alpha.shape[0], height), y1)
-        here = np.s_[y1 - patch.y : y2 - patch.y, x1 - patch.x : x2 - patch.x]
-        return np.s_[y1:y2, x1:x2], here
+        left, right = np.clip((patch.x, patch.x + patch.alpha.shape[1]), 0, self.owner.shape[1])
+        top, bottom = np.clip((patch.y, patch.y + patch.alpha.shape[0]), 0, self.owner.shape[0])
+        here = np.s_[top - patch.y : bottom - patch.y, left - patch.x : right - patch.x]
+        return np.s_[top:bottom, left:right], here
 
 
 def make_photo(index: int, *, seed: int, split: int, size: int) -> Photo:
@@ -90,35 +84,35 @@ def make_photo(index: int, *, seed: int, split: int, size: int) -> Photo:
     size: about its long side, pixels.
     """
     rng = np.random.default_rng([seed, split, index])
-    kind = str(rng.choice(["portrait", "group", "street"], p=[0.36, 0.4, 0.24]))
-    kind = "empty" if index % 12 == 5 else "crowd" if index % 10 == 3 else kind
+    event = str(rng.choice([PORTRAIT, GROUP, STREET], p=[0.36, 0.4, 0.24]))
+    event = EMPTY if index % 12 == 5 else CROWD if index % 10 == 3 else event
     aspect, long = ASPECTS[rng.integers(0, len(ASPECTS))], size * rng.uniform(0.8, 1.15)
     width, height = round(long * min(aspect, 1.0)), round(long / max(aspect, 1.0))
     light = Light(rng)
     owner = np.full((height, width), NOBODY, np.int32)
     scene = _Scene(_background(width, height, rng, light), owner, light)
-    for x, y, face in _positions(kind, width, height, rng):
+    for x, y, face in _positions(event, width, height, rng):
         _add_person(scene, (x, y), face, rng)
-    image, softness = _camera(scene.image, rng, steady=kind in ("street", "crowd"))
+    image, softness = _camera(scene.image, rng)
     pixels = np.uint8(np.clip(image[..., ::-1], 0, 1) * 255 + 0.5)
     quality = int(rng.integers(55, 96))
     _, jpeg = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return Photo(kind, jpeg.tobytes(), list(_annotate(scene, softness)))
+    return Photo(event, jpeg.tobytes(), list(_annotate(scene, softness)))
 
 
-def _positions(kind: str, width: int, height: int, rng: Rng) -> list[tuple[float, float, float]]:
+def _positions(event: str, width: int, height: int, rng: Rng) -> list[tuple[float, ...]]:
     """x, y and height of each face, the smallest first."""
-    low, high, fewest, most = KINDS[kind]
+    low, high, fewest, most = KINDS[event]
     count = int(rng.integers(fewest, most + 1))
     horizon, steep = rng.uniform(0.12, 0.4) * height, rng.uniform(0.15, 0.5)
-    chosen: list[tuple[float, float, float]] = []
+    chosen: list[tuple[float, ...]] = []
     for _ in range(count * 6):
         share = math.exp(rng.uniform(math.log(low), math.log(high)))
         face = max(SMALLEST_FACE * 1.25, share * min(width, height))
         edge = -0.1 if rng.random() < 0.15 else 0.55  # some are cut by the border
         x = rng.uniform(edge * face, width - edge * face)
         y = rng.uniform(max(edge * face, 0), max(height - edge * face, face))
-        if kind in ("street", "crowd"):  # the nearer, the larger and the lower
+        if event in (STREET, CROWD):  # the nearer, the larger and the lower
             y = horizon + (share / high) * (steep + rng.uniform(0, 0.15)) * height
         apart = all(math.hypot(x - a, y - b) > 0.78 * max(face, f) for a, b, f in chosen)
         if apart and len(chosen) < count:
@@ -138,19 +132,17 @@ def _add_person(scene: _Scene, centre: tuple[float, float], size: float, rng: Rn
     if not away:
         scene.claim(person, head)
         if rng.random() < (0.12 if size > 20 else 0.02):
-            scene.add(_thing(head.box, rng))
+            _cover(scene, head.box, rng)
 
 
-def _thing(box: np.ndarray, rng: Rng) -> Patch:
+def _cover(scene: _Scene, box: np.ndarray, rng: Rng) -> None:
     """Something flat before one side of a face: a book, a post, a phone."""
-    (x1, y1, x2, y2), side = box, rng.choice((-1, 1))
-    across, down = (x2 - x1) * rng.uniform(0.25, 0.6), (y2 - y1) * rng.uniform(0.3, 1.2)
-    x = (x1 + x2) / 2 + side * (x2 - x1) * rng.uniform(0.25, 0.6) - across / 2
-    y = y1 + (y2 - y1) * rng.uniform(0.3, 1.0)
-    shape = (max(int(down), 2), max(int(across), 2))
-    return Patch(
-        int(x), int(y), np.tile(random_colour(rng), (*shape, 1)), np.ones(shape, np.float32)
-    )
+    side, size = rng.choice((-1, 1)), box[2:] - box[:2]
+    middle = box[:2] + size * (0.5 + side * rng.uniform(0.25, 0.6), rng.uniform(0.4, 1.0))
+    half = size * rng.uniform((0.12, 0.15), (0.3, 0.6))
+    (x1, y1), (x2, y2) = np.int64(np.maximum((middle - half, middle + half), 0))
+    scene.image[y1:y2, x1:x2] = random_colour(rng)
+    scene.owner[y1:y2, x1:x2] = NOBODY
 
 
 def _background(width: int, height: int, rng: Rng, light: Light) -> np.ndarray:
@@ -181,13 +173,9 @@ def _add_panel(image: np.ndarray, rng: Rng) -> None:
             cv2.rectangle(image, (left, up), corner, colour.tolist(), -1)
 
 
-def _camera(image: np.ndarray, rng: Rng, *, steady: bool) -> tuple[np.ndarray, float]:
-    """Blur, contrast, colour and noise; also the blur's radius in pixels.
-
-    steady: blur less, as small faces would be lost.
-    """
-    softness = float(rng.uniform(1.2, 3.5) if rng.random() < 0.14 else abs(rng.normal(0.35, 0.35)))
-    softness = max(softness * (0.5 if steady else 1.0), 0.2)
+def _camera(image: np.ndarray, rng: Rng) -> tuple[np.ndarray, float]:
+    """Blur, contrast, colour and noise; also the blur's radius in pixels."""
+    softness = 0.2 + float(rng.exponential(0.35))
     image = (cv2.GaussianBlur(image, (0, 0), softness) - 0.5) * rng.normal(1.05, 0.12) + 0.52
     grey = image.mean(axis=2, keepdims=True)
     saturation = 0.0 if rng.random() < 0.05 else np.clip(rng.normal(0.85, 0.18), 0.2, 1.3)
@@ -210,14 +198,14 @@ def _annotate(scene: _Scene, softness: float) -> Iterator[Face]:
         hidden = head.hidden | (scene.owner[row, column] != index)
         usable = seen > 0.45 and head.size >= 13 and not hidden.all()
         within = ((points >= 0) & (points < (width, height))).all()
-        relative, worn = softness / head.size, person.glasses == "sun"
+        relative = softness / head.size
+        blur = 2 if head.size < 16 or relative > 0.05 else int(relative > 0.02)
+        shouts, dark = person.mouth_open > 0.5, scene.light.direction[2] < 0.4
+        covered = 2 if seen < 0.6 else int(seen < 0.93 or person.glasses == "sun")
+        turned = abs(person.yaw) > 45 or abs(person.roll) > 30 or abs(person.pitch) > 25
         yield Face(
             box=(x1, y1, x2 - x1, y2 - y1),
             landmarks=points if usable and within else None,
             hidden=hidden,
-            blur=2 if head.size < 16 or relative > 0.05 else int(relative > 0.02),
-            expression=int(person.mouth_open > 0.5),
-            illumination=int((scene.light.key + scene.light.ambient).mean() < 0.9),
-            occlusion=2 if seen < 0.6 else int(seen < 0.93 or worn),
-            pose=int(abs(person.yaw) > 45 or abs(person.roll) > 30 or abs(person.pitch) > 25),
+            attributes=(blur, int(shouts), int(dark), 0, covered, int(turned)),
         )
