@@ -78,7 +78,7 @@ def test_a_smaller_set_is_the_beginning_of_a_larger_one(tmp_path: Path) -> None:
 def test_threads_draw_the_same_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def drawn(cores: int) -> list[bytes]:
         monkeypatch.setattr(cv2, "getNumberOfCPUs", lambda: cores)
-        photos = demo._photos("train", 4, seed=0, size=128, progress=False)
+        photos = demo._photos("train", 4, 0, 128, False)
         return [photo.jpeg for photo in photos]
 
     assert drawn(1) == drawn(4)
@@ -219,25 +219,24 @@ def test_a_face_without_landmarks_is_written_with_minus_ones() -> None:
         box=(3, 4, 5, 6),
         landmarks=None,
         hidden=np.zeros(5, bool),
-        blur=2,
-        expression=0,
-        illumination=0,
-        occlusion=1,
-        pose=0,
+        attributes=(2, 0, 0, 0, 1, 0),
     )
     assert demo.label_row(face) == "3 4 5 6 " + "-1.0 " * 15 + "0.20"
     assert demo.box_rows([face]) == ["1", "3 4 5 6 2 0 0 0 1 0"]
     assert demo.box_rows([]) == ["0", "0 0 0 0 0 0 0 0 0 0"]
 
 
-def test_sigterm_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_sigterm_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def ended(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
 
-    before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(demo, "_write_split", ended)
-    with pytest.raises(KeyboardInterrupt):
-        demo.make_demo(tmp_path / "set", train=2, val=1, progress=False)
+    monkeypatch.setattr("sys.argv", ["demo", "--data", str(tmp_path / "set")])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            demo.main()
+    finally:
+        signal.signal(signal.SIGTERM, before)
     assert list(tmp_path.iterdir()) == []
-    assert signal.getsignal(signal.SIGTERM) == before

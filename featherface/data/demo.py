@@ -60,7 +60,7 @@ def make_demo(
     with hidden as folder:
         work = Path(folder) / "new"
         for split, count in zip(SPLITS, (train, val), strict=True):
-            _write_split(work, split, count, seed=seed, size=size, progress=progress)
+            _write_split(work, split, _photos(split, count, seed, size, progress))
         (work / MANIFEST).write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
         if root.exists():
             os.rename(root, Path(folder) / "old")
@@ -87,14 +87,12 @@ def _is_ready(root: Path, wanted: dict[str, int], force: bool) -> bool:
     return found == wanted and not force
 
 
-def _write_split(
-    root: Path, split: str, count: int, *, seed: int, size: int, progress: bool
-) -> None:
+def _write_split(root: Path, split: str, photos: Iterator[Photo]) -> None:
     images, folder = root / f"WIDER_{split}" / "images", root / "wider_face_split"
     images.mkdir(parents=True)
     folder.mkdir(exist_ok=True)
     boxes, labels = [], []
-    for index, photo in enumerate(_photos(split, count, seed=seed, size=size, progress=progress)):
+    for index, photo in enumerate(photos):
         name = f"{photo.event}/{photo.event.replace('--', '_')}_demo_{index}.jpg"
         (images / photo.event).mkdir(exist_ok=True)
         (images / name).write_bytes(photo.jpeg)
@@ -124,7 +122,7 @@ def label_row(face: Face) -> str:
     return f"{box} {points} {1 - 0.4 * face.attributes[0]:.2f}"
 
 
-def _photos(split: str, count: int, *, seed: int, size: int, progress: bool) -> Iterator[Photo]:
+def _photos(split: str, count: int, seed: int, size: int, progress: bool) -> Iterator[Photo]:
     """The photographs of a split in order, drawn on all cores."""
     draw = partial(make_photo, seed=seed, split=SPLITS.index(split), size=size)
     pool = ThreadPoolExecutor(cv2.getNumberOfCPUs())  # OpenCV and NumPy release the GIL

@@ -90,15 +90,11 @@ class Person:
         self.shirt = random_colour(rng)
         self.eye_open = float(np.clip(rng.normal(0.95, 0.2), 0.12, 1.25))  # a factor
         self.smile = float(np.clip(rng.normal(0.35, 0.45), -0.8, 1.1))  # -1 sad, 1 happy
+        self.mouth = 0.12 + 0.014 * self.smile  # half its width
         shouts = rng.random() < 0.12
         self.mouth_open = float(rng.uniform(0.5, 1) if shouts else abs(rng.normal(0, 0.1)))  # 0..1
         self.hair_parts = int(rng.choice(3, p=[0.1, 0.5, 0.4]))  # rows of HAIRCUT; 0 bald
         self.glasses = str(rng.choice(["none", "clear", "sun"], p=[0.77, 0.16, 0.07]))
-
-    @property
-    def mouth(self) -> float:
-        """Half the width of the mouth."""
-        return 0.12 + 0.014 * self.smile
 
     def landmarks(self) -> np.ndarray:
         """(5, 3) float32, head frame: eyes, nose tip, mouth corners, left to right."""

@@ -189,8 +189,7 @@ def _annotate(scene: _Scene, softness: float) -> Iterator[Face]:
     height, width = scene.owner.shape
     for index, (person, head) in enumerate(scene.people):
         seen = (scene.owner == index).sum() / max(head.face.sum(), 1)
-        x1, y1 = (max(round(float(edge)), 0) for edge in head.box[:2])
-        x2, y2 = min(round(float(head.box[2])), width), min(round(float(head.box[3])), height)
+        x1, y1, x2, y2 = np.int64(np.clip(head.box.round(), 0, (width, height) * 2)).tolist()
         if seen < LEAST_SEEN or min(x2 - x1, y2 - y1) < 3:
             continue
         points = head.landmarks
