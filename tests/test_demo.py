@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from featherface.data import demo
+from featherface.data import demo, demo_person
 from featherface.data.demo import make_demo
-from featherface.data.demo_person import Light, Person, draw_head
+from featherface.data.demo_person import Light, Person, View, draw_head
 from featherface.data.demo_scene import Face, make_photo
 from featherface.errors import DataError
 
@@ -143,6 +143,16 @@ def test_landmarks_are_where_the_face_is_painted(yaw: float, roll: float) -> Non
     assert max(eyes) < 0.6 * min(cheeks)
     assert (head.alpha[at[:, 1], at[:, 0]] > 0.9).all() and not head.hidden.any()
     assert (head.landmarks > head.box[:2]).all() and (head.landmarks < head.box[2:]).all()
+
+
+def test_landmarks_are_on_the_skin() -> None:
+    rng = np.random.default_rng(5)
+    view = View((-110, -110, 110, 110), (0, 0), 100, 1)  # pixels; 100 per head unit
+    for person in (Person(rng) for _ in range(8)):
+        points = person.landmarks()
+        column, row = np.int64(points[:, :2].T * 100 + 110)
+        _, skin = demo_person._skin(person, view)
+        assert np.abs(points[:, 2] - skin[row, column]).max() < 0.015  # head units
 
 
 def test_what_a_person_wears_hides_landmarks() -> None:
