@@ -56,8 +56,7 @@ def make_demo(
     if _is_ready(root, wanted, force):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
-    hidden = tempfile.TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent)
-    with hidden as folder:
+    with tempfile.TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as folder:
         work = Path(folder) / "new"
         for split, count in zip(SPLITS, (train, val), strict=True):
             _write_split(work, split, _photos(split, count, seed, size, progress))
