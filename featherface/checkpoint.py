@@ -155,6 +155,12 @@ def _load_strict(model: nn.Module, state: Mapping[str, Tensor], file: Path, name
             f"{file}: not weights of {name}: {len(missing)} tensors are missing, {len(extra)} are "
             f"unknown, {len(shapes)} have another shape (for example {example})"
         )
+    damaged = [key for key in own if not state[key].isfinite().all()]
+    if damaged:
+        raise CheckpointError(
+            f"{file}: {len(damaged)} of {len(own)} tensors have NaN or infinite values (for "
+            f"example {damaged[0]}): the training diverged; use an earlier checkpoint"
+        )
     model.load_state_dict(state, strict=True)
 
 

@@ -4,6 +4,7 @@ Without torch, so that OnnxDetector needs none.
 """
 
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import cv2
 import numpy as np
 
 from featherface.config import KEEP_TOP_K, PRE_NMS_TOP_K, check_detection
+from featherface.errors import DataError
 from featherface.images import (
     ImageSource,
     check_several,
@@ -30,6 +32,9 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes (K, 4), scores (K,),
 SECOND_LOOK = 640  # long side of the second look, pixels
 FIRST_LOOK_MOST = 320  # largest face of the first look of two, in its pixels: root of the box area
 SECOND_LOOK_LEAST = 160  # smallest face of the second look, in pixels of the first
+
+MOST_PIXELS = 100_000_000  # of one look; a run of the network takes about 80 bytes per pixel
+_OUT_OF_MEMORY = re.compile(r"out of memory|allocat|bad_alloc|not enough memory", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,8 @@ class FaceDetector(ABC):
 
         image: a path, a PIL image or a uint8 array, see `images.read_image`. bgr: an array is in
         OpenCV's channel order. Boxes are clipped to the image; landmarks may be outside.
-        Raises DataError if the image cannot be read.
+        Raises DataError if the image cannot be read or has more than 100 million pixels after
+        max_side, or if the memory does not suffice.
         """
         return self.detect_batch([image], bgr=bgr)[0]
 
@@ -130,6 +136,11 @@ class FaceDetector(ABC):
         """The image as the network sees it, once or twice."""
         pixels = self._fit(image)
         (height, width), shown = image.shape[:2], max(pixels.shape[:2])
+        if pixels.shape[0] * pixels.shape[1] > MOST_PIXELS:
+            raise DataError(
+                f"a picture of {width}×{height} pixels is too large to search: the most is "
+                f"{MOST_PIXELS:,} pixels; set max_side, for example to 8000, or cut it into parts"
+            )
         if not self.second_look or shown <= SECOND_LOOK:
             yield _Look(index, pixels, height, width)
             return
@@ -142,7 +153,15 @@ class FaceDetector(ABC):
         self, group: list[_Look], size: tuple[int, int], found: dict[int, list[Detections]]
     ) -> None:
         """Run the network on looks of one padded size; add the faces of each to its image's."""
-        faces = self._run([look.pixels for look in group], size)
+        try:
+            faces = self._run([look.pixels for look in group], size)
+        except Exception as error:  # NumPy's, torch's and ONNX Runtime's errors share no class
+            if not isinstance(error, MemoryError) and not _OUT_OF_MEMORY.search(str(error)):
+                raise
+            raise DataError(
+                f"not enough memory on {self.device} to search {len(group)} × {size[1]}×{size[0]} "
+                "pixels: set a smaller max_side, or use another device"
+            ) from error
         for look, arrays in zip(group, faces, strict=True):
             shown, original = look.pixels.shape[:2], (look.height, look.width)
             whole = Detections(*to_original(*arrays, shown=shown, original=original))

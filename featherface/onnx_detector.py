@@ -5,9 +5,10 @@ files that scripts/export.py writes, which carry their own description.
 """
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -19,9 +20,11 @@ from featherface.files import CHECKOUT
 from featherface.images import fit_long_side, network_input
 
 if TYPE_CHECKING:
+    import torch
     from onnxruntime import InferenceSession
 
 SHIPPED_GRAPH = CHECKOUT / "results/v2/featherface_v2_deployment.onnx"
+Provider = str | tuple[str, dict[str, Any]]  # a name, or a name with options
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -29,7 +32,7 @@ class OnnxDetector(FaceDetector):
     """Finds faces with an exported V1 or V2, in either form; interface and results of Detector.
 
     weights: an .onnx file of scripts/export.py, or None for the shipped V2.
-    device: auto (CUDA where ONNX Runtime has it, else CPU), cpu, cuda.
+    device: auto (CUDA where ONNX Runtime has it, else CPU), cpu, cuda, cuda:1.
     score_threshold: faces must score more, 0..1.  iou_threshold: of NMS, 0..1.
     max_side: larger images are shrunk to this long side first, pixels; None: never. A model of one
         fixed size shrinks larger images in any case.
@@ -37,13 +40,14 @@ class OnnxDetector(FaceDetector):
         time is (640 / long side)² of the first look's, see FaceDetector. The file runs twice.
     threads: CPU threads of one run; None: one per core. They do not spin while they wait.
     providers: ONNX Runtime's execution providers, in order, instead of those of `device`.
+    A pickled detector opens its file again where it is loaded.
     Raises CheckpointError for the file and ConfigError for invalid settings.
     """
 
     def __init__(
         self,
         weights: str | os.PathLike | None = None,
-        device: str = "auto",
+        device: "str | torch.device" = "auto",
         score_threshold: float = DISPLAY_SCORE,
         iou_threshold: float = NMS_IOU,
         max_side: int | None = None,
@@ -54,14 +58,23 @@ class OnnxDetector(FaceDetector):
     ) -> None:
         super().__init__(score_threshold, iou_threshold, max_side, second_look)
         self.path = SHIPPED_GRAPH if weights is None else Path(weights)
-        self.session = open_session(
-            self.path, threads=threads, providers=_providers(device, providers)
-        )
+        self.threads, self.providers = threads, _providers(str(device), providers)
+        self.session = open_session(self.path, threads=threads, providers=self.providers)
         first = self.session.get_providers()[0]
         self.device = next((name for name, value in PROVIDERS.items() if value == first), first)
+        if first == PROVIDERS["cuda"] and ":" in str(device):
+            self.device = str(device)
         self.facts = _read_facts(self.session, self.path)
         size = self.facts["size"]
         self.size = None if size == "any" else (int(size.split("x")[0]), int(size.split("x")[1]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the session, which cannot be pickled."""
+        return {**vars(self), "path": self.path.resolve(), "session": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.session = open_session(self.path, threads=self.threads, providers=self.providers)
 
     @property
     def architecture(self) -> str:
@@ -111,7 +124,7 @@ def open_session(
     model: str | os.PathLike | bytes,
     *,
     threads: int | None = None,
-    providers: Sequence[str] = (),
+    providers: Sequence[Provider] = (),
     sides: Mapping[str, int] | None = None,
 ) -> "InferenceSession":
     """Open an ONNX Runtime session whose threads do not spin. CheckpointError for a bad model.
@@ -145,25 +158,31 @@ def open_session(
         ) from error
 
 
-def _providers(device: str, providers: Sequence[str] | None) -> list[str]:
+def _providers(device: str, providers: Sequence[str] | None) -> list[Provider]:
     """The execution providers to use; ConfigError if one is not available."""
     import onnxruntime
 
     available = onnxruntime.get_available_providers()
+    chosen: list[Provider] = [providers] if isinstance(providers, str) else list(providers or ())
     if providers is None:
-        if device not in ("auto", *PROVIDERS):
-            raise ConfigError(f"device must be auto, cpu or cuda; got {device!r}")
-        both = [PROVIDERS["cuda"], PROVIDERS["cpu"]]
-        if device == "auto":
-            return [name for name in both if name in available]
-        providers = both if device == "cuda" else [PROVIDERS["cpu"]]
-    providers = [providers] if isinstance(providers, str) else list(providers)
-    missing = [name for name in providers if name not in available]
+        if not re.fullmatch(r"auto|(cpu|cuda)(:\d+)?", device):
+            raise ConfigError(
+                f"device must be auto, cpu, cuda or cuda:1 for an ONNX file; got {device!r}"
+            )
+        kind, _, index = device.partition(":")
+        chosen = [PROVIDERS["cpu"]]
+        if kind == "cuda" or (kind == "auto" and PROVIDERS["cuda"] in available):
+            chosen.insert(0, (PROVIDERS["cuda"], {"device_id": int(index or 0)}))
+    missing = [name for name in map(_name, chosen) if name not in available]
     if missing:
         raise ConfigError(
             f"ONNX Runtime has no {', '.join(missing)} here; it has {', '.join(available)}"
         )
-    return providers
+    return chosen
+
+
+def _name(provider: Provider) -> str:
+    return provider if isinstance(provider, str) else provider[0]
 
 
 def _read_facts(session: "InferenceSession", path: Path) -> dict[str, str]:

@@ -124,6 +124,16 @@ def test_bad_files_say_what_is_wrong(tmp_path, capsys):
     assert "must not run" not in capsys.readouterr().out
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    state = FeatherFaceV2().state_dict()
+    state["heads.boxes.0.bias"][1] = float("nan")
+    state["heads.classes.1.bias"][0] = float("inf")
+    write_file(tmp_path / "w.pth", {"format": FORMAT, "architecture": "v2", "model": state})
+    with pytest.raises(CheckpointError, match=r"w\.pth: 2 of \d+ tensors.*heads") as caught:
+        load_model(tmp_path / "w.pth")
+    assert "\n" not in str(caught.value)
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "w.pth"
     save(path, FeatherFaceV2())

@@ -1,7 +1,9 @@
 """The one inference path: mapping to the image's pixels, batches, settings, devices, modes."""
 
+import copy
 import math
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import cv2
@@ -16,6 +18,7 @@ from torch import nn
 
 import featherface as ff
 from featherface import detector as module
+from featherface import face_detector
 from featherface.config import MEAN_BGR
 from featherface.data.demo_scene import make_photo
 from featherface.detector import Detector
@@ -72,7 +75,7 @@ def test_the_network_sees_bgr_minus_mean_and_mean_colour_padding():
 
     image = np.zeros((3, 5, 3), np.uint8) + np.array((200, 100, 50), np.uint8)
     for source, bgr in ((image, False), (image[..., ::-1], True), (Image.fromarray(image), False)):
-        model = Look()
+        model = Look().eval()  # in train mode, a copy would see them
         Detector(model).detect(source, bgr=bgr)
         assert model.seen.shape == (1, 3, 32, 32) and model.seen.dtype == torch.float32
         pixel = torch.tensor((50.0, 100.0, 200.0)) - torch.tensor(MEAN_BGR)
@@ -146,16 +149,50 @@ def test_a_network_keeps_its_modes_and_gradients():
     model = nn.Sequential(Spotter(), nn.Identity())
     model.train()
     model[1].eval()  # as a frozen part would be
-    seen = []
-    model[0].register_forward_hook(lambda part, *_: seen.append(part.training))
+    seen = []  # not even during detection: another thread may detect, or train
+    model[0].register_forward_hook(lambda part, *_: seen.append((part.training, model[0].training)))
     detector = Detector(model)
     detector.detect(photo(32, 32))
-    assert seen == [False]
+    assert seen == [(False, True)]
     assert [part.training for part in model.modules()] == [True, True, False]
     model(torch.zeros(1, 3, 32, 32)).class_logits.sum().backward()
     with pytest.raises(DataError):
         detector.detect(np.zeros(3, np.uint8))
     assert model.training
+
+
+def test_threads_share_a_network_in_train_mode():
+    model = nn.Sequential(nn.BatchNorm2d(3), Spotter()).train()
+    with torch.no_grad():
+        model[0].weight.fill_(100)  # in train mode every picture would have its own norm
+    picture, detector = photo(64, 64, (1, 1), (5, 3)), Detector(model)
+    before = copy.deepcopy(model.state_dict())
+    alone = detector.detect(picture)
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(detector.detect, [picture] * 40))
+    assert len(alone) == 2
+    for faces in together:
+        assert_same(faces, alone)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    with torch.no_grad():
+        model[0].weight.fill_(0)  # the detector sees what training changes
+    assert len(detector.detect(picture)) == 0
+
+
+def test_a_picture_too_large_for_the_memory_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(face_detector, "MOST_PIXELS", 6000)
+    with pytest.raises(DataError, match=r"100×90 pixels is too large.*6,000.*max_side"):
+        Detector(Spotter()).detect(photo(90, 100))
+    assert len(Detector(Spotter(), max_side=80).detect(photo(90, 100))) == 0
+    for error, expected, said in (
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), DataError, "not enough"),
+        (MemoryError(), DataError, "not enough memory on cpu to search 1 × 64×64"),
+        (RuntimeError("shapes do not match"), RuntimeError, "shapes"),
+    ):
+        model = Spotter()
+        model.register_forward_pre_hook(lambda *_, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises(expected, match=said):
+            Detector(model).detect(photo(64, 64))
 
 
 def test_thresholds_are_obeyed():

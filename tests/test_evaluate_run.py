@@ -409,8 +409,8 @@ class ScriptedDetector:
     "sure" finds the painted face at 0.9 and a false one at 0.3, "blind" nothing.
     """
 
-    def __init__(self, weights, device, *settings):
-        self.name = Path(weights).stem
+    def __init__(self, weights, device, *settings, second_look):
+        self.name, ScriptedDetector.second_look = Path(weights).stem, second_look
 
     def detect_batch(self, images, *, bgr=False):
         return [self.find(image) for image in images]
@@ -440,6 +440,12 @@ def compare_script(capsys, monkeypatch, tmp_path):
         return text, json.loads((out / "evaluation.json").read_text()), out
 
     return run
+
+
+def test_script_takes_a_second_look_only_when_asked_and_says_so(wider_folder, compare_script):
+    for flags, protocol in ([], "original"), (["--second-look"], "original and a second look"):
+        _, record, _ = compare_script(wider_folder, "sure", flags=flags)
+        assert record["protocol"] == protocol and ScriptedDetector.second_look is bool(flags)
 
 
 def test_script_calibrates_and_compares(wider_folder, compare_script):

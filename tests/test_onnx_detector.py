@@ -1,11 +1,13 @@
 """OnnxDetector: Detector's faces from either form, without torch; settings and bad files."""
 
+import pickle
 import subprocess
 import sys
 
 import cv2
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from exported import assert_same_faces, graph, network, scene
@@ -13,6 +15,7 @@ from torchvision.ops import nms
 
 import featherface as ff
 from featherface import face_detector
+from featherface import onnx_detector as module
 from featherface.detect_files import detect_paths
 from featherface.detector import open_detector
 from featherface.errors import CheckpointError, ConfigError, DataError
@@ -142,7 +145,9 @@ def test_threads_and_providers(folder):
     assert "iou_threshold=0.25" in repr(detector) and "end.onnx" in repr(detector)
     for options, said in (
         ({"providers": ["NoSuchProvider"]}, "no NoSuchProvider"),
-        ({"device": "tpu"}, "auto, cpu or cuda"),
+        ({"device": "tpu"}, "auto, cpu, cuda or cuda:1"),
+        ({"device": torch.device("mps")}, "for an ONNX file; got 'mps'"),
+        ({"device": "cuda:one"}, "got 'cuda:one'"),
         ({"threads": 0}, "threads must be a whole number"),
         ({"threads": 1.5}, "threads must be a whole number of at least 1"),
         ({"providers": "NoSuchProvider"}, "no NoSuchProvider here"),
@@ -151,6 +156,26 @@ def test_threads_and_providers(folder):
     ):
         with pytest.raises(ConfigError, match=said):
             OnnxDetector(folder / "end.onnx", **options)
+
+
+def test_devices_as_detector_names_them(folder, monkeypatch):
+    assert OnnxDetector(folder / "end.onnx", torch.device("cpu")).device == "cpu"
+    both = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: both)
+    assert module._providers("auto", None) == [(both[0], {"device_id": 0}), both[1]]
+    assert module._providers("cuda:1", None) == [(both[0], {"device_id": 1}), both[1]]
+    assert module._providers("cpu", None) == [both[1]]
+
+
+def test_a_detector_can_be_pickled(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    detector = OnnxDetector("end.onnx", "cpu", 0.6, 0.3, 90, threads=1, second_look=False)
+    data = pickle.dumps(detector)
+    monkeypatch.chdir("/")
+    again = pickle.loads(data)
+    assert repr(again) == repr(detector)
+    assert again.session.get_session_options().intra_op_num_threads == 1
+    assert_same_faces(again.detect(scene(97, 130)), detector.detect(scene(97, 130)))
 
 
 def test_bad_files(folder, tmp_path):
