@@ -494,8 +494,8 @@ def test_script_without_plots(wider_folder, compare_script):
 
 def test_names_of_what_is_compared():
     assert labels(["x/a.pth", "y/b.pth"]) == {"a": "x/a.pth", "b": "y/b.pth"}
-    assert labels(["x/a.pth", "y/a.pth"]) == {"x/a": "x/a.pth", "y/a": "y/a.pth"}
-    assert [*labels(["x/a.pth", "x/a.onnx", "y/b.pth"])] == ["x/a.pth", "x/a.onnx", "y/b.pth"]
+    assert labels(["x/a.pth", "y/a.pth"]) == {"x_a": "x/a.pth", "y_a": "y/a.pth"}
+    assert [*labels(["x/a.pth", "x/a.onnx", "y/b.pth"])] == ["x_a.pth", "x_a.onnx", "y_b.pth"]
     with pytest.raises(ConfigError, match="rename one"):
         labels(["x/a.pth", "y/b.pth", "x/a.pth"])
 

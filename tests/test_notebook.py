@@ -23,7 +23,7 @@ from featherface.checkpoint import FORMAT, write_file
 from featherface.config import PRESETS, TrainConfig
 from featherface.errors import ConfigError, DataError, TrainingError
 from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
-from featherface.notebook import display, process, results, session, training
+from featherface.notebook import display, process, results, session
 
 ROOT = Path(__file__).resolve().parents[1]
 runner = SimpleNamespace(**runpy.run_path(str(ROOT / "scripts/run_notebook.py")))
@@ -55,7 +55,7 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("FEATHERFACE_HEADLESS", "1")
     monkeypatch.delenv("FEATHERFACE_MODE", raising=False)
     monkeypatch.setattr(session, "_current", None)
-    monkeypatch.setattr(training, "LOOK_EVERY", 0.3)
+    monkeypatch.setattr(process, "LOOK_EVERY", 0.3)
     yield tmp_path
     os.chdir(before)
 

@@ -9,10 +9,13 @@ from featherface.evaluation.curves import (
     reliability,
     threshold_for_precision,
 )
-from featherface.evaluation.predictions import EvaluationWarning
 from featherface.evaluation.run import evaluate
 from featherface.evaluation.sets import find_evaluation_set, precision_recall_boxes
-from featherface.evaluation.submission import read_submission, write_submission
+from featherface.evaluation.submission import (
+    EvaluationWarning,
+    read_submission,
+    write_submission,
+)
 from featherface.evaluation.widerface import evaluate_widerface, precision_recall, published_curves
 from featherface.structures import Curve
 

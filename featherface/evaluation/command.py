@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from featherface import cli
 from featherface.config import DISPLAY_SCORE, EVALUATION_SCORE
@@ -22,17 +22,13 @@ from featherface.evaluation.curves import (
     reliability,
     setting_of_most_faces,
 )
-from featherface.evaluation.predictions import EvaluationWarning
 from featherface.evaluation.run import PROTOCOLS, detect_photos
 from featherface.evaluation.sets import EvaluationSet, find_evaluation_set
-from featherface.evaluation.submission import write_submission
+from featherface.evaluation.submission import EvaluationWarning, write_submission
 from featherface.files import check_writable, commit, sha256, versions, write_text
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 # {(first, other detector): table and summary of `compare`}
-Comparisons = Mapping[tuple[str, str], "tuple[pd.DataFrame, dict[str, float]]"]
+Comparisons = Mapping[tuple[str, str], tuple[Any, dict[str, float]]]
 
 AGREEMENT = ("matched", "missed", "extra", "agreement", "score_correlation", "iou_median",
              "landmark_distance_median")  # fmt: skip
@@ -44,7 +40,7 @@ def evaluate_command(description: str | None) -> None:
     data = find_evaluation_set(
         args.data, args.split, annotation=args.training_dataset, need_photos=not args.predictions
     )
-    data = data.first(args.limit) if args.limit else data
+    data = data.first(args.limit)
     files = named_files(args)
     if args.record:
         refuse_foreign(files.values())
@@ -116,17 +112,12 @@ def labels(paths: list[str]) -> dict[str, str]:
     """{short name: path}: the file's stem; with folder, then suffix, if two are alike."""
     files = [Path(path).resolve() for path in paths]
     short = [file.stem for file in files]
-    longer = [f"{file.parent.name}/{file.stem}" for file in files]
-    longest = [f"{file.parent.name}/{file.name}" for file in files]
+    longer = [f"{file.parent.name}_{file.stem}" for file in files]
+    longest = [f"{file.parent.name}_{file.name}" for file in files]
     for names in (short, longer, longest):
-        if len({file_part(name) for name in names}) == len(paths):
+        if len(set(names)) == len(paths):
             return dict(zip(names, paths, strict=True))
     raise ConfigError("two of the files to compare have the same name and folder: rename one")
-
-
-def file_part(label: str) -> str:
-    """A label as a part of a file name."""
-    return label.replace("/", "_")
 
 
 def run_detectors(
@@ -153,8 +144,8 @@ def run_detectors(
         if data.annotated:
             results[name] = replace(data.evaluate(found), detections=found)
         if args.save_predictions:
-            folder = Path(args.save_predictions)
-            write_submission(folder / name if len(detectors) > 1 else folder, found)
+            several = len(detectors) > 1
+            write_submission(Path(args.save_predictions, name if several else ""), found)
     return results
 
 
@@ -164,10 +155,9 @@ def describe(
     """The conditions of a measurement; weights with SHA-256, as many have the same name."""
     ran = not args.predictions
     protocol = args.protocol + (" and a second look" if args.second_look else "")
-    sources = {
-        name: {"file": without_machine(path), **({"sha256": sha256(path)} if ran else {})}
-        for name, path in files.items()
-    }
+    sources = {name: {"file": without_machine(path)} for name, path in files.items()}
+    if ran:
+        sources = {n: {**source, "sha256": sha256(files[n])} for n, source in sources.items()}
     return {
         "data": without_machine(args.data),
         "split": args.split,
@@ -209,7 +199,7 @@ def report(
     record = {**record, "calibration": calibration, "consistency": consistency}
     names = write_tables(out, results, record, pairs)
     if not args.no_plots:
-        names += draw(out, results, list(faces), pairs, title)
+        names += draw(out, results, pairs, title)
     show(f"AP in percent: {title}".replace("\n", ", "), [ap_row(n, r) for n, r in results.items()])
     if faces:
         setting = setting_of_most_faces(results[first])
@@ -248,31 +238,28 @@ def write_tables(
 
 def pair_file(pair: tuple[str, str]) -> str:
     """The name of a comparison's files without suffix."""
-    return f"consistency_{file_part(pair[0])}_{file_part(pair[1])}"
+    return f"consistency_{pair[0]}_{pair[1]}"
 
 
-def draw(
-    out: Path,
-    results: Mapping[str, Evaluation],
-    calibrated: list[str],
-    pairs: Comparisons,
-    title: str,
-) -> list[str]:
+def draw(out: Path, results: Mapping[str, Evaluation], pairs: Comparisons, title: str) -> list[str]:
     """Write every figure into `out` and return their names."""
     from featherface import plots
 
     curves = {name: result.curves for name, result in results.items()}
     lines = curves if len(curves) > 1 else next(iter(curves.values()))
     figures = {"precision_recall.png": plots.plot_precision_recall(lines, title=title)}
-    shown = {name: curves[name][setting_of_most_faces(results[name])] for name in calibrated}
-    diagrams = {name: reliability(curve) for name, curve in shown.items() if len(curve.scores)}
+    judged = {
+        name: result.curves[setting_of_most_faces(result)]
+        for name, result in results.items()
+        if result.detections
+    }
+    diagrams = {name: reliability(curve) for name, curve in judged.items() if len(curve.scores)}
     if diagrams:
         figures["reliability.png"] = plots.plot_reliability(diagrams, title=title)
     over = f"{title}, faces that score over {DISPLAY_SCORE}"
-    for pair, compared in pairs.items():
-        figures[f"{pair_file(pair)}.png"] = plots.plot_consistency(
-            *compared, names=pair, title=over
-        )
+    for pair, found in pairs.items():
+        figure = plots.plot_consistency(*found, names=pair, title=over)
+        figures[f"{pair_file(pair)}.png"] = figure
     for name, figure in figures.items():
         plots.save_figure(figure, out / name)
     return list(figures)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featherface.errors import DataError
-from featherface.evaluation.predictions import box_sizes, name_some, pairwise_iou
+from featherface.evaluation.submission import name_some
 from featherface.structures import Detections
 
 if TYPE_CHECKING:
@@ -74,21 +74,16 @@ def _rows(name: str, a: Detections, b: Detections, iou_threshold: float) -> list
     scores_a, scores_b = a.scores.astype(float), b.scores.astype(float)
     steps = np.linalg.norm(a.landmarks[index_a] - b.landmarks[index_b], axis=2).mean(axis=1)
     distance = steps / np.maximum(sizes_a[index_a], 1e-9)
-    nan = np.nan
-    return [
-        *(
-            (name, "matched", i, j, scores_a[i], scores_b[j], sizes_a[i], overlaps[i, j], far)
-            for i, j, far in zip(index_a, index_b, distance, strict=True)
-        ),
-        *(
-            (name, "missed", i, -1, scores_a[i], nan, sizes_a[i], nan, nan)
-            for i in np.setdiff1d(np.arange(len(a)), index_a)
-        ),
-        *(
-            (name, "extra", -1, j, nan, scores_b[j], sizes_b[j], nan, nan)
-            for j in np.setdiff1d(np.arange(len(b)), index_b)
-        ),
+    nothing = (np.nan, np.nan)
+    rows: list[tuple] = [
+        (name, "matched", i, j, scores_a[i], scores_b[j], sizes_a[i], overlaps[i, j], far)
+        for i, j, far in zip(index_a, index_b, distance, strict=True)
     ]
+    for i in np.setdiff1d(np.arange(len(a)), index_a):
+        rows.append((name, "missed", i, -1, scores_a[i], np.nan, sizes_a[i], *nothing))
+    for j in np.setdiff1d(np.arange(len(b)), index_b):
+        rows.append((name, "extra", -1, j, np.nan, scores_b[j], sizes_b[j], *nothing))
+    return rows
 
 
 def _summary(table: pd.DataFrame, images: int) -> dict[str, float]:
@@ -109,3 +104,17 @@ def _summary(table: pd.DataFrame, images: int) -> dict[str, float]:
         "landmark_distance_mean": float(distance.mean()),
         "landmark_distance_median": float(distance.median()),
     }
+
+
+def box_sizes(boxes: np.ndarray) -> np.ndarray:
+    """(K,) square roots of the areas of x1, y1, x2, y2 boxes, pixels."""
+    return np.sqrt((boxes[:, 2:] - boxes[:, :2]).clip(min=0).astype(np.float64).prod(axis=1))
+
+
+def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(K, L) IoU of x1, y1, x2, y2 boxes in continuous coordinates; 0 if both are empty."""
+    a, b = a[:, None].astype(np.float64), b[None].astype(np.float64)
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    inside = sides.clip(min=0).prod(axis=-1)
+    areas = [(box[..., 2:] - box[..., :2]).clip(min=0).prod(axis=-1) for box in (a, b)]
+    return inside / np.maximum(areas[0] + areas[1] - inside, 1e-9)

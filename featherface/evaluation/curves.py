@@ -27,8 +27,7 @@ THRESHOLDS = 1 - np.arange(1, 1001) / 1000  # official, of rescaled scores: 0.99
 _MOST_OVERLAPS = 1 << 20  # entries of one IoU matrix: bounds the memory of crowds
 
 
-@dataclass(frozen=True)
-class DetectionMatches:
+class DetectionMatches(NamedTuple):
     """All N detections of a set of images, highest score first, and the face that each one finds.
 
     scores (N,) float64, descending; face (N,) int: index among all faces of the set, −1 if no face
@@ -38,15 +37,6 @@ class DetectionMatches:
     scores: np.ndarray
     face: np.ndarray
     first: np.ndarray
-
-    def judge(self, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Select the detections that count if only the faces in `kept` (G,) bool are to be found.
-
-        Returns scores (M,), descending, and true (M,) bool. A detection whose best face is not
-        kept is dropped, even if it overlaps a kept one too. A second detection of a face is false.
-        """
-        counts = np.append(kept, True)[self.face]  # face −1, none, reads the appended True
-        return self.scores[counts], self.first[counts]
 
 
 def match_detections(
@@ -71,14 +61,11 @@ def match_detections(
 def _best_face(boxes: np.ndarray, faces: np.ndarray, offset: int) -> np.ndarray:
     """(K,) int: offset + the index of the first face of highest IoU, or −1 below `MATCH_IOU`."""
     best = np.full(len(boxes), -1)
-    if not len(faces):
-        return best
-    step = max(1, _MOST_OVERLAPS // len(faces))
-    for start in range(0, len(boxes), step):
+    step = max(1, _MOST_OVERLAPS // max(1, len(faces)))
+    for start in range(0, len(boxes) if len(faces) else 0, step):
         overlaps = _iou(boxes[start : start + step], faces)
-        nearest = overlaps.argmax(axis=1)
-        enough = overlaps[np.arange(len(nearest)), nearest] >= MATCH_IOU
-        best[start : start + step] = np.where(enough, nearest + offset, -1)
+        nearest = np.where(overlaps.max(axis=1) >= MATCH_IOU, overlaps.argmax(axis=1) + offset, -1)
+        best[start : start + step] = nearest
     return best
 
 
@@ -88,11 +75,10 @@ def _iou(boxes: np.ndarray, faces: np.ndarray) -> np.ndarray:
     The order of the operations is that of the usual evaluator, so that ties and values next to 0.5
     fall the same way to the last bit.
     """
-    low, high = boxes[:, None, :2], boxes[:, None, :2] + boxes[:, None, 2:]
-    face_low, face_high = faces[None, :, :2], faces[None, :, :2] + faces[None, :, 2:]
+    low, face_low = boxes[:, None, :2], faces[None, :, :2]
+    high, face_high = low + boxes[:, None, 2:], face_low + faces[None, :, 2:]
     sides = np.minimum(high, face_high) - np.maximum(low, face_low) + 1  # (K, F, 2)
-    np.maximum(sides, 0, out=sides)
-    inside = sides[..., 0] * sides[..., 1]
+    inside = np.maximum(sides, 0).prod(axis=2)
     area, face_area = (high - low + 1).prod(axis=2), (face_high - face_low + 1).prod(axis=2)
     union = area + face_area - inside
     # boxes of negative size (the annotation has a few) overlap nothing, whatever their "union"
@@ -117,10 +103,9 @@ class Evaluation:
 
     def as_dict(self) -> dict[str, Any]:
         """{setting: {"ap", "ap_exact", "faces"}, …, "images": n}, plain numbers, AP in 0..1."""
-        names = ("ap", "ap_exact", "faces")
         settings: dict[str, Any] = {
-            setting: {name: getattr(curve, name) for name in names}
-            for setting, curve in self.curves.items()
+            name: {"ap": curve.ap, "ap_exact": curve.ap_exact, "faces": curve.faces}
+            for name, curve in self.curves.items()
         }
         return {**settings, "images": self.images}
 
@@ -139,10 +124,12 @@ def make_curves(
     """Judge the matches under each setting: a (G,) bool mask of the faces to find."""
     # the usual evaluator starts its running minimum at 1 and its maximum at 0
     score_range = min([1.0, *matches.scores[-1:]]), max([0.0, *matches.scores[:1]])
-    curves = {
-        name: make_curve(*matches.judge(kept), int(kept.sum()), score_range=score_range)
-        for name, kept in settings.items()
-    }
+    curves = {}
+    for name, kept in settings.items():
+        # a detection whose best face is not kept is dropped, even if it overlaps a kept one too
+        counts = np.append(kept, True)[matches.face]  # face −1, none, reads the appended True
+        scores, true = matches.scores[counts], matches.first[counts]
+        curves[name] = make_curve(scores, true, int(kept.sum()), score_range=score_range)
     return Evaluation(curves, images)
 
 
@@ -246,9 +233,8 @@ def threshold_for_precision(curve: Curve, precision: float) -> OperatingPoint:
             f"no score threshold reaches precision {precision}; the best is "
             f"{curve.precision[best]:.4f} at score {curve.thresholds[best]:.4f}"
         )
-    point = enough[-1]  # thresholds descend
     columns = (curve.thresholds, curve.precision, curve.recall)
-    return OperatingPoint(*(float(column[point]) for column in columns))
+    return OperatingPoint(*(float(column[enough[-1]]) for column in columns))  # the lowest
 
 
 def setting_of_most_faces(result: Evaluation) -> str:
@@ -272,11 +258,9 @@ def calibration_summary(
     curve = result.curves[setting]
     thresholds: dict[str, dict[str, float] | None] = {}
     for precision in precisions:
-        try:
-            point = threshold_for_precision(curve, precision)
-            thresholds[f"{precision:g}"] = point._asdict()
-        except DataError:
-            thresholds[f"{precision:g}"] = None
+        reached = bool((curve.precision >= precision).any())
+        point = threshold_for_precision(curve, precision)._asdict() if reached else None
+        thresholds[f"{precision:g}"] = point
     return {
         "setting": setting,
         "detections": len(curve.scores),

@@ -10,8 +10,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import groupby, islice
-from typing import Protocol, TypeVar
+from itertools import groupby
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -20,9 +20,10 @@ from tqdm.auto import tqdm
 from featherface.config import EVALUATION_SCORE, KEEP_TOP_K, NMS_IOU
 from featherface.data.widerface import Photo
 from featherface.errors import ConfigError
+from featherface.evaluation.consistency import pairwise_iou
 from featherface.evaluation.curves import Evaluation
-from featherface.evaluation.predictions import pairwise_iou
 from featherface.evaluation.sets import EvaluationSet, find_evaluation_set
+from featherface.face_detector import FaceDetector
 from featherface.images import decode, open_header, open_photo, padded_size
 from featherface.structures import FLIPPED_LANDMARKS, Detections
 
@@ -42,16 +43,8 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-class BatchDetector(Protocol):
-    """A Detector or OnnxDetector, or anything with their detect_batch."""
-
-    def detect_batch(
-        self, images: Iterable[np.ndarray], *, bgr: bool = False
-    ) -> list[Detections]: ...
-
-
 def evaluate(
-    detector: BatchDetector | str | os.PathLike | None,
+    detector: FaceDetector | str | os.PathLike | None,
     data: EvaluationSet | str | os.PathLike,
     *,
     split: str = "val",
@@ -74,7 +67,7 @@ def evaluate(
     """
     if not isinstance(data, EvaluationSet):
         data = find_evaluation_set(data, split)
-    data = data.first(limit) if limit else data
+    data = data.first(limit)
     if detector is None or isinstance(detector, (str, os.PathLike)):
         from featherface.detector import open_detector  # importing torch takes seconds
 
@@ -158,7 +151,7 @@ def vote(
 
 
 def detect_photos(
-    detector: BatchDetector,
+    detector: FaceDetector,
     photos: Sequence[Photo],
     *,
     protocol: str = "original",
@@ -180,7 +173,8 @@ def detect_photos(
         batch_pixels = CPU_BATCH_PIXELS if on_cpu else BATCH_PIXELS
     batches = _batches(plans, batch_pixels)
     with tqdm(total=len(photos), desc=label, unit="image", disable=not progress) as bar:
-        for batch, drawn in _ahead(batches, lambda batch: _draw(batch, photos, plans)):
+        pictures = _ahead(batches, lambda batch: _draw(batch, photos, plans))
+        for batch, drawn in zip(batches, pictures, strict=True):
             faces = iter(detector.detect_batch((image for image, _ in drawn), bgr=True))
             sizes = iter(size for _, size in drawn)
             for index in batch:
@@ -216,20 +210,16 @@ def _draw(
     return drawn
 
 
-def _ahead(
-    items: Iterable[_Item], work: Callable[[_Item], _Result]
-) -> Iterator[tuple[_Item, _Result]]:
-    """Yield (item, work(item)) in order; threads work a few items ahead."""
+def _ahead(items: Iterable[_Item], work: Callable[[_Item], _Result]) -> Iterator[_Result]:
+    """Yield work(item) in order; threads work a few items ahead."""
     workers = min(4, os.cpu_count() or 1)
-    left = iter(items)
-    pool = ThreadPoolExecutor(workers)
+    pool, pending = ThreadPoolExecutor(workers), deque[Future[_Result]]()
     try:
-        pending: deque[tuple[_Item, Future[_Result]]] = deque(
-            (item, pool.submit(work, item)) for item in islice(left, workers + 1)
-        )
+        for item in items:
+            pending.append(pool.submit(work, item))
+            if len(pending) > workers:
+                yield pending.popleft().result()
         while pending:
-            item, future = pending.popleft()
-            yield item, future.result()
-            pending.extend((item, pool.submit(work, item)) for item in islice(left, 1))
+            yield pending.popleft().result()
     finally:  # after an error or Ctrl-C, do not wait for unused work
         pool.shutdown(wait=False, cancel_futures=True)

@@ -9,9 +9,15 @@ import numpy as np
 
 from featherface.data.widerface import Photo, find_dataset, read_annotations
 from featherface.errors import DataError
+from featherface.evaluation.consistency import box_sizes
 from featherface.evaluation.curves import Evaluation, make_curves, match_detections
-from featherface.evaluation.predictions import box_sizes, gather, image_key, image_stem
-from featherface.evaluation.submission import Found, load_predictions
+from featherface.evaluation.submission import (
+    Found,
+    gather,
+    image_key,
+    image_stem,
+    load_predictions,
+)
 from featherface.evaluation.widerface import GroundTruth, precision_recall, read_ground_truth
 from featherface.images import PHOTO_SUFFIXES
 
@@ -92,8 +98,8 @@ class EvaluationSet:
         return f"{name}{self.split}, {self.total:,} images"
 
     def first(self, count: int) -> "EvaluationSet":
-        """Select the first photos."""
-        return replace(self, photos=self.photos[:count])
+        """Select the first photos; 0: all."""
+        return replace(self, photos=self.photos[: count or None])
 
     def sample(self, count: int, seed: int = 0) -> "EvaluationSet":
         """Select a random part of the photos, in their order; the same for the same seed."""
@@ -114,12 +120,11 @@ class EvaluationSet:
             images = [photo.name for photo in self.photos] or None
             return precision_recall(predictions, self.ground_truth, images)
         faces = {photo.name: photo.with_ignored() for photo in self.photos}
-        return precision_recall_boxes(
-            predictions,
-            {name: part.boxes for name, part in faces.items()},
-            ignored={name: part.ignore for name, part in faces.items()},
-            min_size=min_size,
+        boxes, ignored = (
+            {name: getattr(part, field) for name, part in faces.items()}
+            for field in ("boxes", "ignore")
         )
+        return precision_recall_boxes(predictions, boxes, ignored=ignored, min_size=min_size)
 
 
 def find_evaluation_set(

@@ -14,8 +14,13 @@ import numpy as np
 
 from featherface.errors import DataError
 from featherface.evaluation.curves import Evaluation, make_curves, match_detections
-from featherface.evaluation.predictions import gather, image_stem, name_some
-from featherface.evaluation.submission import Found, load_predictions
+from featherface.evaluation.submission import (
+    Found,
+    gather,
+    image_stem,
+    load_predictions,
+    name_some,
+)
 from featherface.structures import Curve
 
 SETTINGS = ("easy", "medium", "hard")
@@ -43,12 +48,9 @@ class GroundTruth:
         if not wanted:
             raise DataError("the subset of images to evaluate is empty: give at least one image")
         rows = [row for row, stem in enumerate(self.stems) if stem in wanted]
-        return GroundTruth(
-            stems=[self.stems[row] for row in rows],
-            events=[self.events[row] for row in rows],
-            boxes=[self.boxes[row] for row in rows],
-            kept={name: [masks[row] for row in rows] for name, masks in self.kept.items()},
-        )
+        parts: list[list] = [self.stems, self.events, self.boxes, *self.kept.values()]
+        stems, events, boxes, *masks = ([part[row] for row in rows] for part in parts)
+        return GroundTruth(stems, events, boxes, dict(zip(self.kept, masks, strict=True)))
 
 
 def read_ground_truth(folder: str | os.PathLike) -> GroundTruth:
@@ -86,14 +88,10 @@ def _read_kept(path: Path, truth: GroundTruth) -> list[np.ndarray]:
         raise DataError(f"{path} lists {len(lists)} images, wider_face_val.mat {len(truth.boxes)}")
     masks = []
     for stem, boxes, numbers in zip(truth.stems, truth.boxes, lists, strict=True):
-        mask = np.zeros(len(boxes), bool)
         indices = np.asarray(numbers).ravel().astype(np.int64) - 1
-        if indices.size and not (indices.min() >= 0 and indices.max() < len(boxes)):
-            raise DataError(
-                f"{path} keeps a box that image {stem} does not have: use matching files"
-            )
-        mask[indices] = True
-        masks.append(mask)
+        if not ((indices >= 0) & (indices < len(boxes))).all():
+            raise DataError(f"{path} keeps a box that image {stem} does not have: use other files")
+        masks.append(np.isin(np.arange(len(boxes)), indices))
     return masks
 
 
@@ -101,10 +99,8 @@ def _read(path: Path, *variables: str) -> list[Any]:
     from scipy.io import loadmat  # slow to import
 
     if not path.is_file():
-        raise DataError(
-            f"{path} is missing: the folder needs wider_face_val.mat, wider_easy_val.mat, "
-            "wider_medium_val.mat and wider_hard_val.mat of the official eval_tools"
-        )
+        files = ", ".join(f"wider_{name}_val.mat" for name in ("face", *SETTINGS))
+        raise DataError(f"{path} is missing: the folder needs {files} of the official eval_tools")
     try:
         content = loadmat(path, variable_names=variables)
         return [content[name] for name in variables]

@@ -1,4 +1,4 @@
-"""Training as a separate process, so that it outlives the notebook's kernel.
+"""Sections 5 and 6: training as a separate process, so that it outlives the notebook's kernel.
 
 The process gets its settings as run.json and reports through progress.json; both are in its save
 folder, with training.pid (which process trains) and training.log (what it prints). Everything is
@@ -20,12 +20,16 @@ import psutil  # comes with ipykernel
 from featherface.config import SETTINGS, TrainConfig
 from featherface.errors import TrainingError
 from featherface.files import CHECKOUT, write_text
+from featherface.notebook.display import Live, is_headless, note
+from featherface.notebook.session import RESULTS
+from featherface.plots import plot_progress
 from featherface.training.state import checkpoint_path
 
 CONFIG_FILE, PROGRESS_FILE = "run.json", "progress.json"
 PID_FILE, LOG_FILE, TABLE = "training.pid", "training.log", "training_log.csv"
+LOOK_EVERY = 2.0  # seconds between two looks at a run that is followed
+DRAW_EVERY = 10.0  # seconds between figures; headless only the last one is drawn
 STOP_SECONDS = 120  # a step, a validation and a checkpoint may have to end first
-TAIL_BYTES = 20_000
 _children: list[subprocess.Popen] = []  # kept, or Python would warn that they still run
 
 
@@ -65,14 +69,9 @@ def start(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     with open(folder / LOG_FILE, "ab" if resume else "wb") as log:
         log.write(b"resumed\n" if resume else b"")
         log.flush()
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
+        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log,
+                                 stderr=subprocess.STDOUT, env=environment,
+                                 start_new_session=True)  # fmt: skip
     _children.append(child)
     record = {"pid": child.pid, "born": psutil.Process(child.pid).create_time()}
     write_text(folder / PID_FILE, json.dumps(record) + "\n")
@@ -87,13 +86,11 @@ def stop(folder: Path, *, wait: float = STOP_SECONDS) -> bool:
     if process is None:
         return False
     process.terminate()
-    deadline = time.monotonic() + wait
-    while find_process(folder) is not None:
-        if time.monotonic() > deadline:
-            raise TrainingError(
-                f"process {process.pid} was asked to stop and still runs; wait and ask again"
-            )
-        time.sleep(0.2)
+    try:
+        process.wait(wait)
+    except psutil.TimeoutExpired as error:
+        text = f"process {process.pid} was asked to stop and still runs; wait and ask again"
+        raise TrainingError(text) from error
     return True
 
 
@@ -163,9 +160,7 @@ def logged_error(folder: Path) -> str:
     """The last line of training.log if it is an error, else "": what a run says before it can
     report progress."""
     try:
-        with open(folder / LOG_FILE, "rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL_BYTES))
-            lines = log.read().decode("utf-8", "replace").splitlines()
+        lines = (folder / LOG_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
@@ -187,3 +182,95 @@ def _read_json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
+
+
+def start_training(config: TrainConfig, *, fresh: bool = False) -> None:
+    """Train with this config as a separate process; this is `featherface.training.train` detached.
+
+    A running process is left alone, a stopped run is resumed, and a finished one with the same
+    settings is kept unless `fresh`. Raises TrainingError if V2's teacher is missing, or if the
+    folder holds another run (runs below results/v2 may be replaced).
+    """
+    teacher = Path(config.teacher_model)
+    if config.model == "v2" and not teacher.is_file():
+        raise TrainingError(
+            f"{teacher}: the V1 teacher is missing; put the published weights there "
+            "(weights/README.md) or train one: python scripts/train_v1.py --data data/widerface"
+        )
+    status, scratch = status_of(config), RESULTS in Path(config.save_folder).parents
+    text = f"Started: {config.epochs} epochs"
+    if status.state == "running":
+        text = "Already running"
+    elif status.state == "finished" and not fresh:
+        text = "Kept: a run with these settings is finished"
+    elif status.resumable and not fresh:
+        start(config, resume=True)
+        text = f"Resumed after epoch {status.epoch}"
+    elif status.state == "other" and not (scratch or fresh):
+        hint = "name another save_folder in SETTINGS, or set FRESH = True to replace"
+        raise TrainingError(f"{status.line}; {hint}")
+    else:
+        start(config, overwrite=scratch or fresh)
+    note(f"{text}, in `{config.save_folder}`.")
+
+
+def follow_training(config: TrainConfig) -> None:
+    """Show progress and curves in place until the run ends.
+
+    Interrupting the cell ends the watching, not the training. Raises TrainingError if the run
+    failed or was never started.
+    """
+    folder, live = Path(config.save_folder), Live()
+    drawn_at, drawn_epoch = 0.0, -1
+    try:
+        while True:
+            status = status_of(config)
+            live.line(f"{config.model.upper()}: {status.line}")
+            due = time.monotonic() - drawn_at > DRAW_EVERY and not is_headless()
+            if status.epoch != drawn_epoch and due:
+                live.figure(plot_progress(read_log(folder), epochs=config.epochs))
+                drawn_at, drawn_epoch = time.monotonic(), status.epoch
+            if status.state != "running":
+                break
+            time.sleep(LOOK_EVERY)
+    except KeyboardInterrupt:
+        note("Stopped watching; the training continues. Run the cell again to watch.")
+        return
+    if len(log := read_log(folder)):
+        live.figure(plot_progress(log, epochs=config.epochs, title=config.model.upper()))
+    if status.state in ("failed", "other", "none"):
+        hint = "nb.resume_training(config) continues" if status.resumable else "run section 5"
+        raise TrainingError(f"{config.model.upper()}: {status.line}; {hint}")
+
+
+def stop_training(config: TrainConfig) -> None:
+    """Let the run save its state and end."""
+    stopped = stop(Path(config.save_folder))
+    note(status_of(config).line if stopped else "No training is running.")
+
+
+def resume_training(config: TrainConfig) -> None:
+    """Continue from the last checkpoint if the run has stopped, and follow it.
+
+    Raises TrainingError if there is nothing to resume from.
+    """
+    status = status_of(config)
+    if status.state == "finished":
+        note(f"Nothing to resume: {status.line}.")
+        return
+    if status.state != "running":
+        if not status.resumable or status.state == "other":
+            raise TrainingError(f"nothing to resume: {status.line}; start a run in section 5")
+        start(config, resume=True)
+    follow_training(config)
+
+
+def checkpoints(folder: Path) -> pd.DataFrame:
+    """List the weights files of a run, oldest first: file, use, MB."""
+    uses = {"last": "to resume from", "best": "highest validation AP", "final": "to use"}
+    rows = []
+    for path in sorted(folder.glob("FeatherFace*.pth"), key=lambda path: path.stat().st_mtime):
+        part = path.stem.split("_", 1)[1]
+        use = uses.get(part, "weights from before this run" if "before" in part else part)
+        rows.append({"file": path.name, "use": use, "MB": path.stat().st_size / 1e6})
+    return pd.DataFrame(rows, columns=["file", "use", "MB"])

@@ -113,12 +113,11 @@ def summary(session: Session) -> None:
             lines.append(f"training of {model}: {len(log)} epochs in {minutes:.1f} minutes")
     table = session.results / COMPARISON
     if table.is_file():
-        times = pd.read_csv(table).query("what == 'forward' and height == 640")
-        for row in times.itertuples():
+        for row in pd.read_csv(table).query("what == 'forward' and height == 640").itertuples():
             lines.append(f"{row.detector} in {row.engine}: {row.median:.1f} ms at 640×640")
     config = session.run / CONFIG_FILE
     begin = config.stat().st_mtime if config.is_file() else 0.0
-    files = [session.final, *sorted(session.results.iterdir())]
-    written = [path for path in files if path.is_file() and path.stat().st_mtime >= begin]
-    lines += [f"file {path.as_posix()}" for path in written]
+    for path in (session.final, *sorted(session.results.iterdir())):
+        if path.is_file() and path.stat().st_mtime >= begin:
+            lines.append(f"file {path.as_posix()}")
     note("\n".join(f"- {line}" for line in lines), mark=SUMMARY)
