@@ -8,7 +8,7 @@ import pytest
 from exported import assert_same_faces
 
 import featherface as ff
-from featherface.evaluation.predictions import pairwise_iou
+from featherface.evaluation.consistency import pairwise_iou
 from featherface.face_detector import FaceDetector
 from featherface.images import read_image
 
