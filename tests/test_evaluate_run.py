@@ -482,8 +482,10 @@ def test_script_calibrates_one_detector_on_all_faces_of_a_folder(plain_folder, c
     assert {path.name for path in out.glob("*.png")} == {"precision_recall.png", "reliability.png"}
 
 
-def test_script_without_plots(wider_folder, compare_script):
-    text, _, out = compare_script(wider_folder, "sure", "blind", flags=["--no_plots"])
+def test_script_without_plots_and_with_errors(wider_folder, compare_script, tmp_path):
+    flags = ["--no_plots", "--errors", tmp_path / "errors"]
+    text, _, out = compare_script(wider_folder, "sure", "blind", flags=flags)
+    assert "miss, 64–128 px: 2 of 2" in (tmp_path / "errors/errors.html").read_text()
     assert sorted(path.name for path in out.iterdir()) == [
         "consistency_sure_blind.csv",
         "evaluation.csv",

@@ -56,6 +56,8 @@ class Photo:
     ignored_boxes: np.ndarray = field(default_factory=_no_boxes)  # (G, 4) float32, flagged invalid
     labelled: bool = True  # False: its faces are unknown, and `boxes` is empty
     focus: np.ndarray = field(default_factory=_no_boxes)  # (K, 4) float32, see `unlabelled`
+    # (F, 6) blur, expression, illumination, invalid, occlusion, pose; None: not annotated
+    attributes: np.ndarray | None = None
 
     @classmethod
     def unlabelled(cls, path: Path, name: str, focus: np.ndarray | None = None) -> "Photo":
@@ -98,7 +100,9 @@ def read_annotations(path: str | Path, images: str | Path) -> list[Photo]:
         start, stop = stop, stop + len(rows)
         kept = np.flatnonzero(keep[start:stop]) + start
         ignored = boxes[start:stop][invalid[start:stop]]
-        photos.append(Photo(images / name, name, boxes[kept], landmarks[kept], mask[kept], ignored))
+        attributes = table[kept, 4:] if kind == OFFICIAL else None
+        faces = boxes[kept], landmarks[kept], mask[kept], ignored
+        photos.append(Photo(images / name, name, *faces, attributes=attributes))
     return photos
 
 

@@ -44,7 +44,7 @@ def evaluate_command(description: str | None) -> None:
     files = named_files(args)
     if args.record:
         refuse_foreign(files.values())
-    for folder in filter(None, (args.save_predictions, args.out)):
+    for folder in filter(None, (args.save_predictions, args.errors, args.out)):
         check_writable(folder)  # now, not after hours of detection
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", EvaluationWarning)
@@ -58,6 +58,13 @@ def evaluate_command(description: str | None) -> None:
     if results:
         record = {**describe(args, files, data), "warnings": notes}
         report(args, results, record)
+        if args.errors:
+            from featherface.evaluation.errors import write_errors
+
+            found = {name: result.detections for name, result in results.items()}
+            title = f"{record['description']}, protocol {record['protocol']}"
+            written = write_errors(args.errors, data.photos, found, title=title)
+            print("errors:", ", ".join(map(str, written)))
         if args.record:
             record_in_weights(files, results, record)
 
@@ -75,6 +82,8 @@ def parse(description: str) -> argparse.Namespace:
     add("--protocol", default="original", choices=tuple(PROTOCOLS),
         help="; ".join(f"{name}: {text}" for name, text in PROTOCOLS.items()))  # fmt: skip
     add(*cli.flag("save_predictions"), metavar="DIR", help="write <event>/<image>.txt files there")
+    add("--errors", metavar="DIR", help="write the worst false alarms and misses, and AP by face "
+        "size, blur, occlusion and pose there")  # fmt: skip
     add("--out", default="results/evaluation", help="folder for the results")
     add("--record", action="store_true", help="write the AP into the weights files too")
     add(*cli.flag("no_plots"), action="store_true", help="write the tables only, no figures")
@@ -88,7 +97,7 @@ def parse(description: str) -> argparse.Namespace:
     if args.predictions:
         others = (
             *("protocol", "score_threshold", "iou_threshold", "second_look"),
-            *("device", "save_predictions"),
+            *("device", "save_predictions", "errors"),
         )
         for name in (n for n in others if getattr(args, n) != parser.get_default(n)):
             parser.error(f"{cli.flag(name)[0]} cannot be combined with --predictions")

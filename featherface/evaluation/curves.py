@@ -31,12 +31,14 @@ class DetectionMatches(NamedTuple):
     """All N detections of a set of images, highest score first, and the face that each one finds.
 
     scores (N,) float64, descending; face (N,) int: index among all faces of the set, −1 if no face
-    overlaps by an IoU of 0.5; first (N,) bool: no higher-scored detection finds this face.
+    overlaps by an IoU of 0.5; first (N,) bool: no higher-scored detection finds this face; order
+    (N,) int: the number of the detection in the given order, image after image.
     """
 
     scores: np.ndarray
     face: np.ndarray
     first: np.ndarray
+    order: np.ndarray
 
 
 def match_detections(
@@ -55,7 +57,7 @@ def match_detections(
     face = np.concatenate([np.zeros(0, np.int64), *found])[order]
     first = np.zeros(len(face), bool)
     first[np.unique(face, return_index=True)[1]] = True
-    return DetectionMatches(scores[order], face, first & (face >= 0))
+    return DetectionMatches(scores[order], face, first & (face >= 0), order)
 
 
 def _best_face(boxes: np.ndarray, faces: np.ndarray, offset: int) -> np.ndarray:
