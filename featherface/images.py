@@ -144,18 +144,15 @@ def _from_array(array: np.ndarray, *, bgr: bool) -> np.ndarray:
     if channels == 1:
         return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
     if channels == 4:
-        return _blended(array, bgr=bgr)
+        array = _over_white(array)
     plain = np.ascontiguousarray(array)
     return cv2.cvtColor(plain, cv2.COLOR_BGR2RGB) if bgr else plain
 
 
-def _blended(array: np.ndarray, *, bgr: bool) -> np.ndarray:
-    """Blend (H, W, 4) with white to (H, W, 3) RGB."""
-    rgba = cv2.cvtColor(np.ascontiguousarray(array), cv2.COLOR_BGRA2RGBA) if bgr else array
-    if Image is not None:
-        return _over_white(Image.fromarray(rgba))
-    opacity = rgba[..., 3:].astype(np.float32) / 255
-    return (rgba[..., :3] * opacity + 255 * (1 - opacity)).round().astype(np.uint8)
+def _over_white(pixels: np.ndarray) -> np.ndarray:
+    """Blend (H, W, 4) uint8, alpha last, with white: (H, W, 3)."""
+    opacity = pixels[..., 3:].astype(np.float32) / 255
+    return (pixels[..., :3] * opacity + 255 * (1 - opacity)).round().astype(np.uint8)
 
 
 def _from_pil(image: Image.Image, *, name: str) -> np.ndarray:
@@ -167,7 +164,7 @@ def _from_pil(image: Image.Image, *, name: str) -> np.ndarray:
         if upright.mode in ("F", "I") or upright.mode.startswith("I;16"):
             return _from_wide_grey(upright, name=name)
         if upright.mode in _ALPHA_MODES or "transparency" in upright.info:
-            return _over_white(upright)
+            return _over_white(np.asarray(upright.convert("RGBA")))
         return np.array(upright.convert("RGB"))
     except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
         if isinstance(error, DataError):
@@ -186,24 +183,8 @@ def _from_wide_grey(image: Image.Image, *, name: str) -> np.ndarray:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def _over_white(image: Image.Image) -> np.ndarray:
-    rgba = image.convert("RGBA")
-    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-    return np.array(Image.alpha_composite(white, rgba).convert("RGB"))
-
-
 def _from_file(path: Path) -> np.ndarray:
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"no such image: {path}") from None
-    except IsADirectoryError:
-        raise DataError(f"{path} is a folder, not an image") from None
-    except OSError as error:
-        reason = error.strerror or _one_line(error)
-        raise DataError(f"cannot read image {path}: {reason}") from error
-    if not data:
-        raise DataError(f"{path} is empty: 0 bytes")
+    data = _bytes_of(path)
     if Image is None:
         return _by_opencv(path, data)
     try:
@@ -216,12 +197,23 @@ def _from_file(path: Path) -> np.ndarray:
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{path} is not an image in a format that Pillow reads") from error
     with image:
-        if _plain_jpeg(image, data):
+        plain = image.format == "JPEG" and image.mode == "RGB" and is_complete(data)
+        if plain and image.getexif().get(_EXIF_ORIENTATION, 1) == 1:
             # the same libjpeg pixels as Pillow's, in two thirds of the time
             pixels = cv2.imdecode(np.frombuffer(data, np.uint8), _CV2_FLAGS)
             if pixels is not None:
                 return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
         return _from_pil(image, name=str(path))
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"photo {path} cannot be read: {error.strerror or error}") from None
+    if not data:
+        raise DataError(f"photo {path} is empty: 0 bytes")
+    return data
 
 
 def _by_opencv(path: Path, data: bytes) -> np.ndarray:
@@ -235,16 +227,6 @@ def _by_opencv(path: Path, data: bytes) -> np.ndarray:
     if not is_complete(data):
         raise DataError(f"{path} is truncated or corrupt: the JPEG has no end")
     return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
-
-
-def _plain_jpeg(image: Image.Image, data: bytes) -> bool:
-    """True for a complete 8-bit RGB JPEG without rotation; cv2 fills truncated ones with grey."""
-    return (
-        image.format == "JPEG"
-        and image.mode == "RGB"
-        and is_complete(data)
-        and image.getexif().get(_EXIF_ORIENTATION, 1) == 1
-    )
 
 
 def _one_line(error: Exception) -> str:
@@ -304,16 +286,12 @@ class PhotoFile(NamedTuple):
 def open_photo(path: str | Path) -> PhotoFile:
     """Read a file and its header. Raises DataError if it is missing, truncated or not an image."""
     path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"photo {path} cannot be read: {error.strerror}") from None
+    data = _bytes_of(path)
     try:
         with Image.open(io.BytesIO(data)) as header:
             width, height = header.size
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        reason = "it is empty" if not data else _one_line(error)
-        raise DataError(f"photo {path} is not a readable image: {reason}") from None
+        raise DataError(f"photo {path} is not a readable image: {_one_line(error)}") from None
     if not is_complete(data):
         raise DataError(f"photo {path} is truncated: its end is missing; get the file again")
     return PhotoFile(path, data, width, height)
@@ -358,10 +336,3 @@ def decode(photo: PhotoFile, shrink: int = 1) -> np.ndarray:
     if pixels is None or pixels.shape != (height, width, 3):
         raise DataError(f"photo {photo.path} is corrupt and cannot be decoded; get the file again")
     return pixels
-
-
-def read_window(photo: PhotoFile, window: Window) -> np.ndarray:
-    """Decode the part of a window inside the photo as (h, w, 3) uint8 RGB."""
-    pixels = decode(photo, window.shrink)
-    columns, rows = photo.inside(window)
-    return cv2.cvtColor(pixels[rows, columns], cv2.COLOR_BGR2RGB)

@@ -13,7 +13,6 @@ from featherface.config import TrainConfig
 from featherface.data.loader import (
     EpochSampler,
     FaceDataset,
-    collate,
     make_loader,
     worker_count,
 )
@@ -111,7 +110,7 @@ def test_each_epoch_has_its_own_order():
 def test_padding_faces_have_no_weight_no_area_and_no_landmarks(photos):
     dataset = FaceDataset(photos, CONFIG)
     samples = [dataset[(0, index)] for index in range(4)]
-    batch = collate(samples)
+    batch = dataset.collate(samples)
     assert batch.images.shape == (4, 3, 32, 32) and batch.images.dtype == torch.uint8
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
     most = max(len(target.boxes) for _, target in samples)

@@ -86,8 +86,9 @@ def read_annotations(path: str | Path, images: str | Path) -> list[Photo]:
     Raises DataError with file and line number for a line that does not fit the format.
     """
     path, images = Path(path), Path(images)
-    kind = annotation_kind(path)
-    blocks = list(_landmark_blocks(path) if kind == LANDMARKS else _official_blocks(path))
+    lines = _lines(path)
+    kind = _kind(lines)
+    blocks = list((_landmark_blocks if kind == LANDMARKS else _official_blocks)(path, lines))
     table = _parse_rows(path, blocks, kind)
     sized = (table[:, 2] > 0) & (table[:, 3] > 0)
     invalid = sized & (table[:, INVALID_COLUMN] == 1) & (kind == OFFICIAL)
@@ -123,15 +124,16 @@ class _Block(NamedTuple):
     line: int  # number of the first row in the file
 
 
-def _official_blocks(path: Path) -> Iterator[_Block]:
-    lines = _read_lines(path)
+def _official_blocks(path: Path, lines: list[str]) -> Iterator[_Block]:
     at = 0
     while at < len(lines):
         name = lines[at].strip()
         if not name or _is_row(name):
             raise DataError(f"{path}:{at + 1}: expected the name of a photo, got {name!r}")
-        count = _count(path, lines, at + 1)
-        at += 2
+        text = lines[at + 1].strip() if at + 1 < len(lines) else ""
+        if not text.isdecimal():
+            raise DataError(f"{path}:{at + 2}: expected the number of faces, got {text!r}")
+        count, at = int(text), at + 2
         rows = lines[at : at + count]
         if len(rows) < count:
             raise DataError(f"{path}:{len(lines)}: {name} has {len(rows)} of its {count} rows")
@@ -143,15 +145,7 @@ def _official_blocks(path: Path) -> Iterator[_Block]:
             at += 1  # the official files put one row of zeros where the count is 0
 
 
-def _count(path: Path, lines: list[str], at: int) -> int:
-    text = lines[at].strip() if at < len(lines) else ""
-    if not text.isdecimal():
-        raise DataError(f"{path}:{at + 1}: expected the number of faces, got {text!r}")
-    return int(text)
-
-
-def _landmark_blocks(path: Path) -> Iterator[_Block]:
-    lines = _read_lines(path)
+def _landmark_blocks(path: Path, lines: list[str]) -> Iterator[_Block]:
     heads = [at for at, line in enumerate(lines) if line.startswith("#")]
     for head, stop in zip(heads, [*heads[1:], len(lines)], strict=True):
         name = lines[head][1:].strip()
@@ -201,55 +195,43 @@ def _parse_row(where: str, row: str, kind: str) -> list[float]:
 
 def first_names(path: Path) -> list[str]:
     """Names of photos near the start of an annotation, without a check of its rows."""
-    if annotation_kind(path) == LANDMARKS:
-        return [line[1:].strip() for line in _head(path) if line.startswith("#")]
-    return [line for line in _head(path) if not _is_row(line) and not line.isdecimal()]
-
-
-def annotation_kind(path: Path) -> str:
-    """OFFICIAL or LANDMARKS, by the file's first line. Raises DataError for an empty file."""
-    head = _head(path)
-    if not head:
-        raise DataError(f"annotation {path} is empty")
-    return LANDMARKS if head[0].startswith("#") else OFFICIAL
+    lines = _lines(path, HEAD_LINES)
+    if _kind(lines) == LANDMARKS:
+        return [line[1:].strip() for line in lines if line.startswith("#")]
+    return [line.strip() for line in lines if line and not _is_row(line) and not line.isdecimal()]
 
 
 def holds_landmarks(path: Path) -> bool:
     """True if the first row has landmarks: RetinaFace's val file has their format without them."""
-    head = _head(path)
-    if not head or not head[0].startswith("#"):
-        return False
-    row = next((line for line in head if not line.startswith("#")), "")
-    return len(row.split()) > 4
+    lines = [line for line in _lines(path, HEAD_LINES) if line]
+    row = next((line for line in lines if not line.startswith("#")), "")
+    return _kind(lines) == LANDMARKS and len(row.split()) > 4
+
+
+def _kind(lines: list[str]) -> str:
+    """OFFICIAL or LANDMARKS, by the first line that is not blank."""
+    return LANDMARKS if next(filter(None, lines)).startswith("#") else OFFICIAL
 
 
 def _is_row(line: str) -> bool:
     """True for four or more numbers."""
     try:
-        values = [float(value) for value in line.split()]
+        return len([float(value) for value in line.split()]) >= 4
     except ValueError:
         return False
-    return len(values) >= 4
 
 
-def _head(path: Path) -> list[str]:
-    """The lines that are not blank among the first HEAD_LINES, stripped."""
-    return [line.strip() for line in islice(_lines(path), HEAD_LINES) if line.strip()]
-
-
-def _read_lines(path: Path) -> list[str]:
-    """All lines; blank ones at the end are left out."""
-    lines = list(_lines(path))
-    while lines and not lines[-1]:
-        lines.pop()
-    return lines
-
-
-def _lines(path: Path) -> Iterator[str]:
+def _lines(path: Path, limit: int | None = None) -> list[str]:
+    """The first `limit` lines; blank ones at the end are left out. Raises DataError for none."""
     try:
         with open(path, encoding="utf-8-sig") as file:
-            yield from (line.rstrip() for line in file)
+            lines = [line.rstrip() for line in islice(file, limit)]
     except FileNotFoundError:
         raise DataError(f"annotation {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"annotation {path} cannot be read as text: {error}") from None
+    while lines and not lines[-1]:
+        lines.pop()
+    if not lines:
+        raise DataError(f"annotation {path} is empty")
+    return lines

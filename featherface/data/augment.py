@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as F
 
 from featherface.config import MEAN_BGR
 from featherface.data.annotations import Photo
-from featherface.images import PhotoFile, Window, read_window
+from featherface.images import PhotoFile, Window, decode
 from featherface.structures import FLIPPED_LANDMARKS, Target
 
 CROP_TRIES = 50  # draws until a crop holds a face
@@ -68,29 +68,21 @@ class Plan(NamedTuple):
 def draw(photo: Photo, file: PhotoFile, *, size: int, scale: tuple[float, float]) -> Plan:
     """A random plan for a training image of side `size`.
 
-    scale: smallest and largest side of the crop, as shares of the photo's short side.
-    """
-    window = draw_window(photo, file, size=size, scale=scale)
-    return Plan(file, window, size, draw_colour(), torch.rand(1).item() < FLIP_PROB)
-
-
-def draw_window(photo: Photo, file: PhotoFile, *, size: int, scale: tuple[float, float]) -> Window:
-    """A random square of the photo, drawn as in `draw`.
-
-    Drawn again, up to CROP_TRIES times, while the photo has faces (an unlabelled photo: boxes of
+    scale: smallest and largest side of the crop, as shares of the photo's short side. The crop is
+    drawn again, up to CROP_TRIES times, while the photo has faces (an unlabelled photo: boxes of
     its focus) and none has its centre inside.
     """
     frame = np.array([file.width, file.height] * 2, np.float32)
     boxes = photo.boxes if photo.labelled else photo.focus
     boxes = np.clip(boxes, 0, frame)  # annotations may reach beyond the photo
     for _ in range(CROP_TRIES if len(boxes) else 1):
-        window = _any_window(file, size=size, scale=scale)
+        window = _draw_window(file, size=size, scale=scale)
         if _inside(_centres(boxes), visible_part(file, window)).any():
             break
-    return window
+    return Plan(file, window, size, draw_colour(), torch.rand(1).item() < FLIP_PROB)
 
 
-def _any_window(file: PhotoFile, *, size: int, scale: tuple[float, float]) -> Window:
+def _draw_window(file: PhotoFile, *, size: int, scale: tuple[float, float]) -> Window:
     """A square of random size and position; one larger than the photo contains it.
 
     Large crops are decoded shrunk, but never below the training size.
@@ -129,7 +121,6 @@ def visible_part(file: PhotoFile, window: Window) -> np.ndarray:
 
 
 def _centres(boxes: np.ndarray) -> np.ndarray:
-    """(F, 4) → (F, 2)."""
     return (boxes[:, :2] + boxes[:, 2:]) / 2
 
 
@@ -139,7 +130,6 @@ def _inside(points: np.ndarray, part: np.ndarray) -> np.ndarray:
 
 
 def _area(boxes: np.ndarray) -> np.ndarray:
-    """(F, 4) → (F,)."""
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
@@ -201,7 +191,9 @@ def make_image(plan: Plan) -> Tensor:
 
     Raises DataError if the photo is corrupt.
     """
-    pixels = change_colour(read_window(plan.file, plan.window), plan.colour)
+    columns, rows = plan.file.inside(plan.window)
+    pixels = decode(plan.file, plan.window.shrink)[rows, columns]
+    pixels = change_colour(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), plan.colour)
     columns, rows = plan.shown
     image = F.resize(_as_image(pixels), [_length(rows), _length(columns)], antialias=True)
     # after the colours, so that the outside is exactly the mean, and cheap

@@ -56,8 +56,11 @@ class FaceDataset(Dataset):
         return plan, place_faces(photo, plan, min_face=config.min_face)
 
     def collate(self, samples: Sequence[tuple[Tensor, Target]]) -> Any:
-        """A batch from its samples."""
-        return collate(samples)
+        """Stack B samples. The images are channels last in memory, as OpenCV's, best for GPUs."""
+        images, targets = zip(*samples, strict=True)
+        # default_collate writes into shared memory when it runs in a worker: one copy less
+        stacked = default_collate([image.permute(1, 2, 0) for image in images])  # (B, S, S, 3)
+        return Batch(stacked.permute(0, 3, 1, 2), pad(targets))
 
     def __getitems__(self, keys: Sequence[Key]) -> Any:
         """The batch of these keys, called by DataLoader.
@@ -75,14 +78,6 @@ def _mix(*numbers: int) -> int:
     """One 64-bit seed from several numbers; near ones give unrelated seeds."""
     entropy = [number % 2**63 for number in numbers]
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
-
-
-def collate(samples: Sequence[tuple[Tensor, Target]]) -> Batch:
-    """Stack B samples. The images are channels last in memory, as from OpenCV and best for GPUs."""
-    images, targets = zip(*samples, strict=True)
-    # default_collate writes into shared memory when it runs in a worker: one copy less
-    stacked = default_collate([image.permute(1, 2, 0) for image in images])  # (B, S, S, 3)
-    return Batch(stacked.permute(0, 3, 1, 2), pad(targets))
 
 
 def pad(targets: Sequence[Target]) -> Target:

@@ -99,7 +99,7 @@ def blend(images: Tensor, targets: Target, share: Tensor) -> tuple[Tensor, Targe
     The faces of an image with a share under IGNORED_SHARE are ignored: they are hardly visible, and
     as positives they would take anchors from visible faces.
     """
-    partner = _partners(targets)
+    partner = Target(*(part.roll(-1, 0) for part in targets))
     ratio = share.to(images.dtype)[:, None, None, None]
     mixed = torch.lerp(_next_images(images), images, ratio)  # a share of 1 gives the very image
     return mixed, _union(_faded(targets, share), _faded(partner, 1 - share))
@@ -134,20 +134,14 @@ def paste(
     columns, rows = (x >= x1) & (x < x2), (y >= y1) & (y < y2)  # (B, W), (B, H)
     inside = (rows[:, :, None] & columns[:, None, :])[:, None]  # (B, 1, H, W)
     mixed = torch.where(inside, _next_images(images), images)
-    own, other = _outside(targets, rectangles), _inside(_partners(targets), rectangles)
-    own, other = _without_small(own, min_face), _without_small(other, min_face)
+    partners = Target(*(part.roll(-1, 0) for part in targets))
+    own = _outside(targets, rectangles, min_face)
+    other = _inside(partners, rectangles, min_face)
     covered, untouched = columns.all(1) & rows.all(1), ~(columns.any(1) & rows.any(1))
     return mixed, _union(
         own._replace(labelled=own.labelled | covered),
         other._replace(labelled=other.labelled | untouched),
     )
-
-
-def _without_small(targets: Target, min_face: float) -> Target:
-    """Ignore the faces whose shorter side is under min_face pixels, but not the padding."""
-    side = (targets.boxes[..., 2:] - targets.boxes[..., :2]).amin(-1)  # (B, F)
-    small = (side < min_face) & (targets.weight > 0)
-    return targets._replace(ignore=targets.ignore | small)
 
 
 def _numpy_generator(generator: torch.Generator | None, stream: int) -> np.random.Generator:
@@ -166,39 +160,34 @@ def _next_images(images: Tensor) -> Tensor:
     return torch.cat((images[1:], images[:1]))
 
 
-def _partners(targets: Target) -> Target:
-    """The faces of each image's partner, (B, F)."""
-    return Target(*(part.roll(-1, 0) for part in targets))
-
-
 def _union(own: Target, other: Target) -> Target:
     """(B, F) and (B, F) → (B, 2F); labelled where both are."""
     faces = (torch.cat(parts, dim=1) for parts in zip(own[:-1], other[:-1], strict=True))
     return Target._make((*faces, own.labelled & other.labelled))
 
 
-def _intersection(boxes: Tensor, rectangles: Tensor) -> Tensor:
-    """Boxes (B, F, 4) cut to their rectangle (B, 4); where they do not meet, a size is negative."""
+def _intersection(boxes: Tensor, rectangles: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes (B, F, 4) cut to their rectangle (B, 4), and the share (B, F) of them that is left.
+
+    Where they do not meet, a size is negative and the share 0.
+    """
     low = torch.maximum(boxes[..., :2], rectangles[:, None, :2])
     high = torch.minimum(boxes[..., 2:], rectangles[:, None, 2:])
-    return torch.cat((low, high), dim=-1)
+    area = (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
+    share = (high - low).clamp(min=0).prod(dim=-1) / area.clamp(min=1e-6)
+    return torch.cat((low, high), dim=-1), share
 
 
-def _area(boxes: Tensor) -> Tensor:
-    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
-
-
-def _inside(targets: Target, rectangles: Tensor) -> Target:
+def _inside(targets: Target, rectangles: Tensor, min_face: float) -> Target:
     """The faces as seen through the rectangles."""
-    cut = _intersection(targets.boxes, rectangles)
-    visible = _area(cut) / _area(targets.boxes).clamp(min=1e-6)
-    return _keep_visible(targets, cut, visible, _contains(rectangles, targets.landmarks))
+    cut, share = _intersection(targets.boxes, rectangles)
+    shown = _contains(rectangles, targets.landmarks)
+    return _keep_visible(targets, cut, share, shown, min_face)
 
 
-def _outside(targets: Target, rectangles: Tensor) -> Target:
+def _outside(targets: Target, rectangles: Tensor, min_face: float) -> Target:
     """The faces with the rectangles laid over them."""
-    cut = _intersection(targets.boxes, rectangles)
-    covered = _area(cut) / _area(targets.boxes).clamp(min=1e-6)
+    cut, covered = _intersection(targets.boxes, rectangles)
     # The visible part's tight box is smaller than the face only where the rectangle covers a whole
     # side of it: all of its width (then top or bottom moves) or all of its height (left or right).
     x1, y1, x2, y2 = targets.boxes.unbind(-1)  # (B, F) each
@@ -211,8 +200,8 @@ def _outside(targets: Target, rectangles: Tensor) -> Target:
         torch.where(tall & (right >= x2), left, x2),
         torch.where(wide & (bottom >= y2), top, y2),
     )
-    hidden = _contains(rectangles, targets.landmarks)
-    return _keep_visible(targets, torch.stack(box, dim=-1), 1 - covered, ~hidden)
+    shown = ~_contains(rectangles, targets.landmarks)
+    return _keep_visible(targets, torch.stack(box, dim=-1), 1 - covered, shown, min_face)
 
 
 def _contains(rectangles: Tensor, points: Tensor) -> Tensor:
@@ -222,15 +211,16 @@ def _contains(rectangles: Tensor, points: Tensor) -> Tensor:
 
 
 def _keep_visible(
-    targets: Target, boxes: Tensor, visible: Tensor, landmarks_visible: Tensor
+    targets: Target, boxes: Tensor, visible: Tensor, landmarks_visible: Tensor, min_face: float
 ) -> Target:
     """Keep, ignore or drop faces by their visible share (B, F); a dropped one becomes padding."""
     dropped = visible < IGNORED_VISIBLE
+    small = ((boxes[..., 2:] - boxes[..., :2]).amin(-1) < min_face) & (targets.weight > 0)
     return Target(
         boxes=boxes.masked_fill(dropped[..., None], 0.0),
         landmarks=targets.landmarks,
         landmark_mask=targets.landmark_mask & landmarks_visible & ~dropped[..., None],
-        ignore=(targets.ignore | (visible < KEPT_VISIBLE)) & ~dropped,
+        ignore=(targets.ignore | (visible < KEPT_VISIBLE) | small) & ~dropped,
         weight=targets.weight.masked_fill(dropped, 0.0),
         labelled=targets.labelled,
     )

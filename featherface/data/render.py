@@ -83,11 +83,6 @@ def sampling_weights(
     return weight.mul_(share[..., None])
 
 
-def mirrored(weight: Tensor, flip: Tensor) -> Tensor:
-    """Weights (B, size, taps) with the order of the result reversed where `flip` (B,) is 1."""
-    return torch.where(flip[:, None, None] > 0, weight.flip(1), weight)
-
-
 def resample(rows: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
     """Rows (B, h, 3, w) uint8, weights (B, S, h) and (B, S, w) → (B, S, 3, S) float32: y, c, x."""
     kind = torch.float16 if rows.is_cuda else torch.float32
@@ -136,6 +131,6 @@ def render(rows: Tensor, first: Tensor, sizes: Tensor, plans: Plans, *, size: in
     horizontal = sampling_weights(
         source_x, shown_x, width, size=size, first=zero, taps=rows.shape[3]
     )
-    horizontal = mirrored(horizontal, plans.flip)
+    horizontal = torch.where(plans.flip[:, None, None] > 0, horizontal.flip(1), horizontal)
     covered = (vertical.sum(-1) > 0)[:, :, None] & (horizontal.sum(-1) > 0)[:, None, :]
     return recolour(resample(rows, vertical, horizontal), covered, plans.colour, plans.offset)
