@@ -187,16 +187,7 @@ def _from_file(path: Path) -> np.ndarray:
     data = _bytes_of(path)
     if Image is None:
         return _by_opencv(path, data)
-    try:
-        with warnings.catch_warnings():  # large photos are welcome; bombs still raise
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
-    except Image.DecompressionBombError:
-        limit = (Image.MAX_IMAGE_PIXELS or 0) * 2
-        raise DataError(f"{path} is too large: more than {limit:,} pixels") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} is not an image in a format that Pillow reads") from error
-    with image:
+    with _opened(path, data) as image:
         plain = image.format == "JPEG" and image.mode == "RGB" and is_complete(data)
         if plain and image.getexif().get(_EXIF_ORIENTATION, 1) == 1:
             # the same libjpeg pixels as Pillow's, in two thirds of the time
@@ -214,6 +205,18 @@ def _bytes_of(path: Path) -> bytes:
     if not data:
         raise DataError(f"photo {path} is empty: 0 bytes")
     return data
+
+
+def _opened(path: Path, data: bytes) -> Image.Image:
+    try:
+        with warnings.catch_warnings():  # large photos are welcome; bombs still raise
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError:
+        limit = (Image.MAX_IMAGE_PIXELS or 0) * 2
+        raise DataError(f"photo {path} is too large: more than {limit:,} pixels") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"photo {path} is not an image in a format that Pillow reads") from error
 
 
 def _by_opencv(path: Path, data: bytes) -> np.ndarray:
@@ -274,24 +277,19 @@ class PhotoFile(NamedTuple):
         """Width and height of the photo decoded at 1/shrink: rounded up, as libjpeg does."""
         return -(-self.width // shrink), -(-self.height // shrink)
 
-    def inside(self, window: Window) -> tuple[slice, slice]:
-        """Columns and rows of the shrunk photo inside a window."""
-        width, height = self.shrunk_size(window.shrink)
-        return (
-            slice(max(window.left, 0), min(window.left + window.side, width)),
-            slice(max(window.top, 0), min(window.top + window.side, height)),
-        )
+    def inside(self, window: Window) -> np.ndarray:
+        """The part of a window in the shrunk photo: (2, 2) start and stop of x, of y."""
+        start = np.array((window.left, window.top))
+        stop = np.minimum(start + window.side, self.shrunk_size(window.shrink))
+        return np.stack((np.maximum(start, 0), stop), axis=1)
 
 
 def open_photo(path: str | Path) -> PhotoFile:
     """Read a file and its header. Raises DataError if it is missing, truncated or not an image."""
     path = Path(path)
     data = _bytes_of(path)
-    try:
-        with Image.open(io.BytesIO(data)) as header:
-            width, height = header.size
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"photo {path} is not a readable image: {_one_line(error)}") from None
+    with _opened(path, data) as header:
+        width, height = header.size
     if not is_complete(data):
         raise DataError(f"photo {path} is truncated: its end is missing; get the file again")
     return PhotoFile(path, data, width, height)

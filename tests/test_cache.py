@@ -30,11 +30,8 @@ from featherface.data.cache import (
     PlanDataset,
     allocate,
     build_cache,
-    cached_size,
-    decode_on_device,
     free_bytes,
     make_batches,
-    small_picture,
 )
 from featherface.data.loader import FaceDataset, make_loader
 from featherface.data.render import plan_row, sampling_weights
@@ -245,21 +242,6 @@ def test_photos_are_kept_whole_and_in_order(photos, kept):
     for index, photo in enumerate(photos):
         pixels = cv2.cvtColor(cv2.imread(str(photo.path)), cv2.COLOR_BGR2RGB)
         assert np.array_equal(kept.pixels(index).permute(0, 2, 1).numpy(), pixels)
-
-
-def test_the_devices_decoder_and_what_it_cannot_read(photos):
-    """torchvision's decoder on the CPU stands in for the device's."""
-    files = [open_photo(photo.path) for photo in photos]
-    decoded = decode_on_device(files, CPU)
-    assert [pixels is None for pixels in decoded] == [not file.is_jpeg for file in files]
-    odd = files[1]._replace(data=files[1].data[:40])
-    assert decode_on_device([*files, odd], CPU) == [None] * (len(files) + 1)
-    for side in (1024, 70):
-        for file, pixels in zip(files, decoded, strict=True):
-            size = cached_size(file, side)
-            made, expected = small_picture(file, pixels, size), small_picture(file, None, size)
-            assert made.shape == expected.shape and made.dtype == torch.uint8
-            assert (made.int() - expected.int()).abs().float().mean() < 1.5
 
 
 def test_headers_tell_what_the_whole_file_tells(photos, tmp_path):

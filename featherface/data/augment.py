@@ -51,18 +51,16 @@ class Plan(NamedTuple):
     flip: bool = False
 
     @property
-    def shown(self) -> tuple[slice, slice]:
-        """Columns and rows of the training image that show the photo, before the flip.
+    def shown(self) -> np.ndarray:
+        """The part of the training image that shows the photo, before the flip.
 
-        They are whole pixels, at least one; the rest is filled with FILL_RGB.
+        (2, 2) start and stop of x, of y: whole pixels, at least one; the rest is FILL_RGB.
         """
-        columns, rows = self.file.inside(self.window)
-        return self._shown(columns, self.window.left), self._shown(rows, self.window.top)
-
-    def _shown(self, part: slice, start: int) -> slice:
-        scale = self.size / self.window.side
-        first = min(round((part.start - start) * scale), self.size - 1)
-        return slice(first, max(round((part.stop - start) * scale), first + 1))
+        window = self.window
+        part = self.file.inside(window) - np.array([[window.left], [window.top]])
+        edges = np.rint(part * (self.size / window.side)).astype(int)
+        start = np.minimum(edges[:, 0], self.size - 1)
+        return np.stack((start, np.maximum(edges[:, 1], start + 1)), axis=1)
 
 
 def draw(photo: Photo, file: PhotoFile, *, size: int, scale: tuple[float, float]) -> Plan:
@@ -115,9 +113,8 @@ def draw_colour() -> Colour:
 
 def visible_part(file: PhotoFile, window: Window) -> np.ndarray:
     """The overlap of window and photo: (4,) x1, y1, x2, y2 in pixels of the photo."""
-    corner = np.array([window.left, window.top]) * window.shrink
-    far = np.minimum(corner + window.side * window.shrink, [file.width, file.height])
-    return np.concatenate((np.maximum(corner, 0), far)).astype(np.float32)
+    part = window.shrink * file.inside(window).T  # start, stop
+    return np.minimum(part, (file.width, file.height)).ravel().astype(np.float32)
 
 
 def _centres(boxes: np.ndarray) -> np.ndarray:
@@ -172,18 +169,13 @@ def _to_image(points: np.ndarray, visible: np.ndarray, plan: Plan) -> np.ndarray
 
     The visible part is fitted to whole pixels, so each axis has its own exact scale.
     """
-    parts, shown = plan.file.inside(plan.window), plan.shown
-    scale = np.array([_length(b) / _length(a) for a, b in zip(parts, shown, strict=True)], "f4")
-    start = np.array([part.start for part in shown], np.float32)
+    shown = plan.shown
+    scale = np.ptp(shown, axis=1) / np.ptp(plan.file.inside(plan.window), axis=1)
     local = ((points - visible[:2]) / plan.window.shrink).astype(np.float32)
-    placed = local * scale + start
+    placed = local * scale.astype(np.float32) + shown[:, 0].astype(np.float32)
     if plan.flip:
         placed[..., 0] = plan.size - placed[..., 0]
     return placed
-
-
-def _length(part: slice) -> int:
-    return part.stop - part.start
 
 
 def make_image(plan: Plan) -> Tensor:
@@ -191,13 +183,13 @@ def make_image(plan: Plan) -> Tensor:
 
     Raises DataError if the photo is corrupt.
     """
-    columns, rows = plan.file.inside(plan.window)
-    pixels = decode(plan.file, plan.window.shrink)[rows, columns]
+    (left, right), (top, bottom) = plan.file.inside(plan.window)
+    pixels = decode(plan.file, plan.window.shrink)[top:bottom, left:right]
     pixels = change_colour(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB), plan.colour)
-    columns, rows = plan.shown
-    image = F.resize(_as_image(pixels), [_length(rows), _length(columns)], antialias=True)
+    (left, right), (top, bottom) = plan.shown.tolist()
+    image = F.resize(_as_image(pixels), [bottom - top, right - left], antialias=True)
     # after the colours, so that the outside is exactly the mean, and cheap
-    padding = rows.start, plan.size - rows.stop, columns.start, plan.size - columns.stop
+    padding = top, plan.size - bottom, left, plan.size - right
     if any(padding):
         pixels = image.permute(1, 2, 0).numpy()
         pixels = cv2.copyMakeBorder(pixels, *padding, cv2.BORDER_CONSTANT, value=FILL_RGB)

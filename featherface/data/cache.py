@@ -1,25 +1,21 @@
 """Photos decoded once, as packed uint8 rows in the memory of the device or the host.
 
 Every photo is shrunk to a long side of at most `cache_side` and fills consecutive rows of one
-tensor (rows, 3, width), so that a batch's crops are one row gather. On a CUDA device torchvision
-decodes whole batches; otherwise, and for files that it cannot read, OpenCV decodes in threads (its
-pixels differ by a grey level here and there). The processes of one machine share a host cache.
+tensor (rows, 3, width), so that a batch's crops are one row gather. The processes of one machine
+share a host cache.
 """
 
 import contextlib
 import os
 import shutil
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from featherface.config import TrainConfig
@@ -45,7 +41,6 @@ UNKNOWN_HOST = 4 * 2**30  # assumed host memory where the system does not tell
 SHARED_FOLDER = Path("/dev/shm")
 SHARED_SHARE = 0.9  # of its room: the loader's processes send their batches through it, too
 RENDER_BYTES = 2**31  # about what rendering may take at a time
-DECODED_TOGETHER = 32  # photos per batch
 
 
 class PhotoCache:
@@ -219,7 +214,7 @@ def build_cache(
     cache = PhotoCache(files, sizes, rows.view(shape), users=users)
     failure = None
     try:
-        _fill(cache, config, device, machine if users > 1 else ALONE, progress=progress)
+        _fill(cache, config, machine if users > 1 else ALONE, progress=progress)
     except DataError as error:
         failure = error
     if machine.any(failure is not None):  # this is also where all wait for each other's part
@@ -233,59 +228,31 @@ def cached_size(file: PhotoFile, side: int) -> tuple[int, int]:
     return max(1, round(file.height * scale)), max(1, round(file.width * scale))
 
 
-def _fill(
-    cache: PhotoCache, config: TrainConfig, device: torch.device, part: Machine, *, progress: bool
-) -> None:
+def _fill(cache: PhotoCache, config: TrainConfig, part: Machine, *, progress: bool) -> None:
     """Decode this process's part of the photos into the cache."""
+
+    def store(index: int) -> None:
+        photo = open_photo(cache.files[index].path)
+        cache.pixels(index).copy_(small_picture(photo, *cache.sizes[index].tolist()))
+
     mine = range(part.number, len(cache.files), part.total)
-    bar = tqdm(total=len(mine), desc="decode", unit="photo", disable=not progress)
+    bar = tqdm(desc="decode", total=len(mine), unit="photo", disable=not progress)
     with bar, ThreadPoolExecutor(max(1, worker_count(config.num_workers))) as pool:
-        for start in range(0, len(mine), DECODED_TOGETHER):
-            indices = mine[start : start + DECODED_TOGETHER]
-            files = list(pool.map(open_photo, (cache.files[index].path for index in indices)))
-            decoded = decode_on_device(files, device) if device.type == "cuda" else repeat(None)
-            made = pool.map(small_picture, files, decoded, cache.sizes[indices].tolist())
-            for index, pixels in zip(indices, made, strict=True):
-                cache.pixels(index).copy_(pixels)
-                bar.update()
+        for _ in pool.map(store, mine):
+            bar.update()
 
 
-def small_picture(file: PhotoFile, decoded: Tensor | None, size: tuple[int, int]) -> Tensor:
-    """A photo of `size`, height and width: (h, 3, w) uint8 RGB. Raises DataError.
+def small_picture(file: PhotoFile, height: int, width: int) -> Tensor:
+    """A photo of that size, at most its own: (h, 3, w) uint8 RGB. Raises DataError.
 
-    decoded: its pixels (3, h, w) from the device's decoder, if that could read it. Otherwise a JPEG
-    is decoded here, at a reduced scale that is still large enough.
+    A JPEG is decoded at a reduced scale that is still large enough.
     """
-    height, width = size
-    if decoded is not None and decoded.shape[1:] == (file.height, file.width):
-        if (height, width) == (file.height, file.width):
-            return decoded.permute(1, 0, 2)
-        whole = decoded[None].float()
-        small = F.interpolate(whole, (height, width), mode="bilinear", antialias=True)
-        return small[0].round_().to(torch.uint8).permute(1, 0, 2)
     scales = SHRINKS if file.is_jpeg else (1,)
     shrink = next(s for s in scales if s == 1 or max(file.shrunk_size(s)) >= max(height, width))
     pixels = decode(file, shrink)
     if pixels.shape[:2] != (height, width):
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
-    return torch.from_numpy(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)).permute(0, 2, 1).contiguous()
-
-
-def decode_on_device(files: Sequence[PhotoFile], device: torch.device) -> list[Tensor | None]:
-    """Each file as (3, h, w) uint8 RGB; None for one that is no JPEG.
-
-    All are None if the device has no decoder or cannot decode one of them.
-    """
-    data = [torch.frombuffer(bytearray(f.data), dtype=torch.uint8) for f in files if f.is_jpeg]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # torchvision's decoders will go
-            from torchvision.io import ImageReadMode, decode_jpeg
-
-            decoded = iter(decode_jpeg(data, mode=ImageReadMode.RGB, device=device) if data else [])
-    except (ImportError, RuntimeError, ValueError):
-        return [None] * len(files)
-    return [next(decoded) if file.is_jpeg else None for file in files]
+    return torch.from_numpy(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)).permute(0, 2, 1)
 
 
 # Loading from the cache ------------------------------------------------------------------
@@ -311,21 +278,6 @@ class PlanDataset(FaceDataset):
         return torch.stack(plans), pad(targets)
 
 
-class CachedLoader:
-    """Batches whose images are made on the device; their targets are still on the host."""
-
-    def __init__(self, plans: FaceLoader, cache: PhotoCache, *, size: int, device: torch.device):
-        """plans: loads a PlanDataset."""
-        self.plans, self.cache, self.size, self.device = plans, cache, size, device
-
-    def __len__(self) -> int:
-        return len(self.plans)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for plans, targets in self.plans:
-            yield Batch(self.cache.render(plans, size=self.size, device=self.device), targets)
-
-
 def make_batches(
     photos: Sequence[Photo],
     config: TrainConfig,
@@ -333,9 +285,17 @@ def make_batches(
     cache: PhotoCache | None,
     *,
     shard: tuple[int, int] = (0, 1),
-) -> tuple[FaceLoader | CachedLoader, EpochSampler]:
-    """`make_loader` for these photos, from their cache if there is one. Raises as it does."""
+) -> tuple[FaceLoader, EpochSampler]:
+    """`make_loader` for these photos, from their cache if there is one. Raises as it does.
+
+    With a cache the images are made on the device, and the targets are still on the host.
+    """
     if cache is None:
         return make_loader(FaceDataset(photos, config), shard=shard)
+
+    def render(batch: tuple[Tensor, Target]) -> Batch:
+        return Batch(cache.render(batch[0], size=config.image_size, device=device), batch[1])
+
     loader, sampler = make_loader(PlanDataset(photos, config, cache.files), shard=shard)
-    return CachedLoader(loader, cache, size=config.image_size, device=device), sampler
+    loader.finish = render
+    return loader, sampler

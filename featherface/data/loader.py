@@ -6,7 +6,7 @@ of workers, and continues in the middle of an epoch exactly where it stopped.
 
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -138,9 +138,11 @@ class EpochSampler(Sampler[Key]):
 
 
 class FaceLoader(DataLoader):
-    """A DataLoader that yields what its dataset collates, and raises its workers' DataErrors."""
+    """Yields the batches that its dataset collates, and raises its workers' DataErrors."""
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    finish: Callable[[Any], Batch] | None = None  # called here with each batch, if set
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         batches = super().__iter__()
         while True:
             try:
@@ -158,7 +160,7 @@ class FaceLoader(DataLoader):
                 # a new one: an exception that its own frame refers to keeps the loader in a
                 # cycle, and torch then waits 5 s for each worker to end
                 raise DataError(str(batch))
-            yield batch
+            yield self.finish(batch) if self.finish else batch
 
 
 def make_loader(
@@ -201,10 +203,8 @@ def worker_count(num_workers: int) -> int:
     """
     if num_workers >= 0:
         return num_workers
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
+    known = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
     return max(1, min(MAX_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 

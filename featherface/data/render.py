@@ -46,15 +46,11 @@ class Plans(NamedTuple):
 
 def plan_row(index: int, plan: Plan) -> Tensor:
     """The plan for photo `index` as (NUMBERS,) float64, which a loader process can hand over."""
-    file, shrink = plan.file, plan.window.shrink
-    columns, rows = file.inside(plan.window)
-    source = (
-        *(shrink * x / file.width for x in (columns.start, columns.stop)),
-        *(shrink * y / file.height for y in (rows.start, rows.stop)),
-    )
-    shown = [edge for part in plan.shown for edge in (part.start, part.stop)]
+    file, window = plan.file, plan.window
+    source = window.shrink * file.inside(window) / np.array([[file.width], [file.height]])
     colour = *colour_matrix(plan.colour).flat, colour_offset(plan.colour)
-    return torch.from_numpy(np.array((index, *source, *shown, plan.flip, *colour), np.float64))
+    row = (index, *source.flat, *plan.shown.flat, plan.flip, *colour)
+    return torch.from_numpy(np.array(row, np.float64))
 
 
 def sampling_weights(

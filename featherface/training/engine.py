@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from featherface.config import TrainConfig
 from featherface.data.annotations import Photo
-from featherface.data.cache import CachedLoader, build_cache, make_batches
+from featherface.data.cache import build_cache, make_batches
 from featherface.data.loader import EpochSampler, FaceLoader, images_per_step
 from featherface.data.mixing import mix
 from featherface.data.widerface import read_split, read_unlabelled
@@ -51,7 +51,6 @@ from featherface.training.step import (
 from featherface.training.validation import Validator
 
 CHECK_EVERY = 10  # steps between readings of the loss, for which the host waits for a GPU
-Loader = FaceLoader | CachedLoader
 
 
 def train(
@@ -123,7 +122,12 @@ def training_photos(config: TrainConfig) -> list[Photo]:
 
 
 def train_all_epochs(
-    run: Run, loader: Loader, sampler: EpochSampler, validator: Validator | None, *, progress: bool
+    run: Run,
+    loader: FaceLoader,
+    sampler: EpochSampler,
+    validator: Validator | None,
+    *,
+    progress: bool,
 ) -> None:
     """Train from where the run is to its last epoch; validate, log and save after each."""
     config, total = run.config, run.config.epochs * run.steps_per_epoch
@@ -148,7 +152,7 @@ def train_all_epochs(
                 run.save(checkpoint_path(config, run.epoch))
 
 
-def train_one_epoch(run: Run, loader: Loader, signals: list[int], bar: tqdm) -> None:
+def train_one_epoch(run: Run, loader: FaceLoader, signals: list[int], bar: tqdm) -> None:
     """Train from batch `run.batch` to the end of the epoch; save and raise after a signal."""
     started = time.monotonic() - run.seconds
     run.step.trained.train()
@@ -202,7 +206,7 @@ def update(run: Run, losses: dict[str, Tensor]) -> None:
         run.sums[name] = run.sums.get(name, 0.0) + value.detach()
 
 
-def _waited_for(run: Run, loader: Loader) -> Iterator[Batch]:
+def _waited_for(run: Run, loader: FaceLoader) -> Iterator[Batch]:
     """Yield the batches and add to `run.waited` the seconds that the loop waits for them."""
     batches = iter(loader)
     while True:
@@ -238,7 +242,7 @@ def validate(run: Run, validator: Validator) -> dict[str, float]:
     return scores
 
 
-def finish(run: Run, loader: Loader, sampler: EpochSampler) -> None:
+def finish(run: Run, loader: FaceLoader, sampler: EpochSampler) -> None:
     """Re-estimate the batch norms of the averaged weights and write the final weights.
 
     Running averages with V1's momentum of 0.01 need about 500 steps to forget their start. The
