@@ -129,15 +129,11 @@ def to_original(
 
 
 def _from_array(array: np.ndarray, *, bgr: bool) -> np.ndarray:
-    if array.dtype != np.uint8:
+    channels = array.shape[-1] if array.ndim == 3 else 1
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
         raise DataError(
-            f"an image array must be uint8 with values 0..255; got {array.dtype} of shape "
-            f"{array.shape}: scale and convert it first"
-        )
-    channels = 1 if array.ndim == 2 else array.shape[-1]
-    if array.ndim not in (2, 3) or channels not in (1, 3, 4):
-        raise DataError(
-            f"an image array must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); got {array.shape}"
+            "an image array must be uint8 of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4); got "
+            f"{array.dtype} of shape {array.shape}"
         )
     if array.size == 0:
         raise DataError(f"the image array is empty: shape {array.shape}")

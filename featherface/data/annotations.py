@@ -6,8 +6,8 @@ expression illumination invalid occlusion pose`. The RetinaFace one (arXiv 1905.
 `x y w h` only. −1 means no landmark.
 """
 
-import warnings
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -89,7 +89,12 @@ def read_annotations(path: str | Path, images: str | Path) -> list[Photo]:
     lines = _lines(path)
     kind = _kind(lines)
     blocks = list((_landmark_blocks if kind == LANDMARKS else _official_blocks)(path, lines))
-    table = _parse_rows(path, blocks, kind)
+    numbers = [
+        _parse_row(f"{path}:{line}", row, kind)
+        for block in blocks
+        for line, row in enumerate(block.rows, block.line)
+    ]
+    table = np.array(numbers, np.float32).reshape(-1, WIDTHS[kind][0])
     sized = (table[:, 2] > 0) & (table[:, 3] > 0)
     invalid = sized & (table[:, INVALID_COLUMN] == 1) & (kind == OFFICIAL)
     keep = sized & ~invalid
@@ -156,41 +161,19 @@ def _landmark_blocks(path: Path, lines: list[str]) -> Iterator[_Block]:
         yield _Block(name, lines[head + 1 : stop], head + 2)
 
 
-def _parse_rows(path: Path, blocks: Sequence[_Block], kind: str) -> np.ndarray:
-    """The rows of all blocks as (N, full width) float32; missing columns hold the filler."""
-    rows = [row for block in blocks for row in block.rows]
-    full = WIDTHS[kind][0]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # no rows at all is fine
-            table = np.loadtxt(rows, np.float32, comments=None, ndmin=2)
-        usual = len(table) == len(rows) and table.shape[1] in WIDTHS[kind]
-    except ValueError:
-        usual = False
-    if usual and np.isfinite(table).all():
-        missing = ((0, 0), (0, full - table.shape[1]))
-        return np.pad(table, missing, constant_values=FILLER[kind])
-    numbered = (  # several widths, or an error: slower, one by one
-        _parse_row(f"{path}:{block.line + at}", row, kind)
-        for block in blocks
-        for at, row in enumerate(block.rows)
-    )
-    return np.array(list(numbered), np.float32).reshape(-1, full)
-
-
 def _parse_row(where: str, row: str, kind: str) -> list[float]:
     """The numbers of a row, filled to the full width. where: file and line, for errors."""
-    cells, widths = row.split(), WIDTHS[kind]
-    if len(cells) not in widths:
-        allowed = " or ".join(str(width) for width in sorted(widths))
-        raise DataError(f"{where}: a face needs {allowed} numbers, got {row!r}")
+    widths = WIDTHS[kind]
     try:
-        values = [float(cell) for cell in cells]
+        values = [float(cell) for cell in row.split()]
     except ValueError:
         raise DataError(f"{where}: not a number in {row!r}") from None
-    if not np.isfinite(np.array(values, np.float32)).all():
+    if len(values) not in widths:
+        allowed = " or ".join(str(width) for width in sorted(widths))
+        raise DataError(f"{where}: a face needs {allowed} numbers, got {row!r}")
+    if not all(map(math.isfinite, values)):
         raise DataError(f"{where}: nan or infinity in {row!r}")
-    return values + [FILLER[kind]] * (widths[0] - len(cells))
+    return values + [FILLER[kind]] * (widths[0] - len(values))
 
 
 def first_names(path: Path) -> list[str]:

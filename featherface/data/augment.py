@@ -212,10 +212,8 @@ def change_colour(pixels: np.ndarray, colour: Colour) -> np.ndarray:
     if colour == Colour():
         return pixels
     mean = float(np.array(LUMA) @ np.array(cv2.mean(pixels)[:3]))
-    matrix = np.concatenate(
-        (colour_matrix(colour), np.full((3, 1), colour_offset(colour) * mean)), axis=1
-    )
-    return cv2.transform(pixels, matrix)
+    offset = np.full((3, 1), colour_offset(colour) * mean)
+    return cv2.transform(pixels, np.hstack((colour_matrix(colour), offset)))
 
 
 def colour_matrix(colour: Colour) -> np.ndarray:

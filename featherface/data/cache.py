@@ -31,7 +31,7 @@ from featherface.data.loader import (
 from featherface.data.render import Plans, plan_row, render
 from featherface.distributed import ALONE, Machine
 from featherface.errors import ConfigError, DataError
-from featherface.images import SHRINKS, PhotoFile, decode, open_header, open_photo
+from featherface.images import PhotoFile, decode, open_header, open_photo
 from featherface.structures import Batch, Target
 
 HOST = torch.device("cpu")
@@ -110,9 +110,6 @@ def _pinned(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory() if device.type == "cuda" else values
 
 
-# Memory ----------------------------------------------------------------------------------
-
-
 def allocate(
     size: int, cache: str, device: torch.device, machine: Machine = ALONE
 ) -> tuple[Tensor, int] | None:
@@ -185,9 +182,6 @@ def _reserve(path: Path, size: int) -> bool:
     return True
 
 
-# Filling the cache -----------------------------------------------------------------------
-
-
 def build_cache(
     photos: Sequence[Photo],
     config: TrainConfig,
@@ -205,7 +199,9 @@ def build_cache(
     if config.cache == "none" or slow or not photos:
         return None  # on a CPU the loader's processes are faster than dense matrix products
     files = [open_header(photo.path) for photo in photos]
-    sizes = np.array([cached_size(file, config.cache_side) for file in files])
+    sizes = np.array([(file.height, file.width) for file in files])
+    scale = np.minimum(1, config.cache_side / sizes.max(axis=1, keepdims=True))
+    sizes = np.maximum(1, np.rint(scale * sizes)).astype(np.int64)
     shape = int(sizes[:, 0].sum()), 3, int(sizes[:, 1].max())
     memory = allocate(int(np.prod(shape)), config.cache, device, machine)
     if memory is None:
@@ -220,12 +216,6 @@ def build_cache(
     if machine.any(failure is not None):  # this is also where all wait for each other's part
         raise failure or DataError("another process cannot read a photo: see its message")
     return cache
-
-
-def cached_size(file: PhotoFile, side: int) -> tuple[int, int]:
-    """Height and width of a photo in a cache whose long sides are at most `side`."""
-    scale = min(1.0, side / max(file.height, file.width))
-    return max(1, round(file.height * scale)), max(1, round(file.width * scale))
 
 
 def _fill(cache: PhotoCache, config: TrainConfig, part: Machine, *, progress: bool) -> None:
@@ -247,15 +237,10 @@ def small_picture(file: PhotoFile, height: int, width: int) -> Tensor:
 
     A JPEG is decoded at a reduced scale that is still large enough.
     """
-    scales = SHRINKS if file.is_jpeg else (1,)
-    shrink = next(s for s in scales if s == 1 or max(file.shrunk_size(s)) >= max(height, width))
-    pixels = decode(file, shrink)
+    pixels = decode(file, file.shrink_for(max(file.height, file.width), max(height, width)))
     if pixels.shape[:2] != (height, width):
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
     return torch.from_numpy(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)).permute(0, 2, 1)
-
-
-# Loading from the cache ------------------------------------------------------------------
 
 
 class PlanDataset(FaceDataset):

@@ -143,24 +143,20 @@ class FaceLoader(DataLoader):
     finish: Callable[[Any], Batch] | None = None  # called here with each batch, if set
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        batches = super().__iter__()
-        while True:
-            try:
-                batch = next(batches, None)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
-                    raise
-                raise DataError(
-                    "a loader process was killed, often for lack of memory: continue with "
-                    "--resume and a lower --num-workers"
-                ) from error
-            if batch is None:
-                return
-            if isinstance(batch, DataError):
-                # a new one: an exception that its own frame refers to keeps the loader in a
-                # cycle, and torch then waits 5 s for each worker to end
-                raise DataError(str(batch))
-            yield self.finish(batch) if self.finish else batch
+        try:
+            for batch in super().__iter__():
+                if isinstance(batch, DataError):
+                    # a new one: an exception that its own frame refers to keeps the loader in a
+                    # cycle, and torch then waits 5 s for each worker to end
+                    raise DataError(str(batch))
+                yield self.finish(batch) if self.finish else batch
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                "a loader process was killed, often for lack of memory: continue with --resume "
+                "and a lower --num-workers"
+            ) from error
 
 
 def make_loader(
