@@ -69,13 +69,9 @@ def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
 
 def check_several(images: object) -> None:
     """Raise DataError if `images` is one picture (a path or an array) instead of several."""
-    if isinstance(images, (str, os.PathLike)):
-        raise DataError(f"detect_batch takes a list of images; for one use detect({images!r})")
-    if isinstance(images, np.ndarray) and images.ndim <= 3:
-        raise DataError(
-            f"detect_batch takes a list of images; got one array of shape {images.shape}: use "
-            "detect for one image"
-        )
+    array = isinstance(images, np.ndarray) and images.ndim <= 3
+    if array or isinstance(images, (str, os.PathLike)):
+        raise DataError("detect_batch takes a list of images: use detect for one image")
 
 
 def fit_long_side(image: np.ndarray, max_side: int | None) -> np.ndarray:
@@ -233,12 +229,8 @@ def _one_line(error: Exception) -> str:
 
 
 SHRINKS = (8, 4, 2, 1)  # scales 1/n of libjpeg's decoder, largest first
-_READ_FLAGS = {
-    1: cv2.IMREAD_COLOR,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-}
+_READ_FLAGS = {1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2,
+               4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}  # fmt: skip
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 
 

@@ -81,10 +81,7 @@ def draw(photo: Photo, file: PhotoFile, *, size: int, scale: tuple[float, float]
 
 
 def _draw_window(file: PhotoFile, *, size: int, scale: tuple[float, float]) -> Window:
-    """A square of random size and position; one larger than the photo contains it.
-
-    Large crops are decoded shrunk, but never below the training size.
-    """
+    """A square of random size and position; one larger than the photo contains it."""
     share, x, y = torch.rand(3).tolist()
     low, high = scale
     side = max(1.0, (low + (high - low) * share) * min(file.width, file.height))

@@ -90,7 +90,7 @@ class PhotoCache:
         pixels = self._gather(index.flatten(), device).unflatten(0, index.shape)  # (B, h, 3, w)
         # one copy for all the numbers: each costs the host more than the few bytes it moves
         numbers = torch.cat((rows, source.flatten(1), sizes, first[:, None]), dim=1).float()
-        numbers = _pinned(numbers, device).to(device, non_blocking=True)
+        numbers = _moved(numbers, device)
         rows, source, sizes, first = numbers.split((rows.shape[1], 4, 2, 1), dim=1)
         plans = Plans.from_rows(rows)._replace(source=source.unflatten(1, (2, 2)))
         return render(pixels, first[:, 0], sizes, plans, size=size)
@@ -98,16 +98,16 @@ class PhotoCache:
     def _gather(self, index: Tensor, device: torch.device) -> Tensor:
         """Rows by number (n,) on the host → (n, 3, w) on the device."""
         if self.rows.device.type != "cpu":
-            index = _pinned(index, self.rows.device).to(self.rows.device, non_blocking=True)
-            return self.rows.index_select(0, index)
+            return self.rows.index_select(0, _moved(index, self.rows.device))
         shape = (len(index), *self.rows.shape[1:])
         chosen = torch.empty(shape, dtype=torch.uint8, pin_memory=device.type == "cuda")
         torch.index_select(self.rows, 0, index, out=chosen)
         return chosen.to(device, non_blocking=True)
 
 
-def _pinned(values: Tensor, device: torch.device) -> Tensor:
-    return values.pin_memory() if device.type == "cuda" else values
+def _moved(values: Tensor, device: torch.device) -> Tensor:
+    pinned = values.pin_memory() if device.type == "cuda" else values
+    return pinned.to(device, non_blocking=True)
 
 
 def allocate(
