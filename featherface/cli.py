@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from featherface.config import NMS_IOU, SETTINGS, TrainConfig
-from featherface.errors import FeatherFaceError
+from featherface.errors import FeatherFaceError, printable
 
 
 def flag(name: str) -> tuple[str, ...]:
@@ -43,7 +43,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser that reports a wrong flag in one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"error: {message}; {self.prog} --help lists all flags\n")
+        self.exit(2, f"error: {printable(message)}; {self.prog} --help lists all flags\n")
 
 
 def parser(description: str, **options: object) -> argparse.ArgumentParser:
@@ -105,7 +105,7 @@ def run(main: Callable[[], None]) -> None:
     except OSError as error:  # no permission, no space, and the like
         name = error.filename2 or error.filename  # of a renaming that failed, the target
         where = f"{name}: " if name else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        print(f"error: {printable(where)}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

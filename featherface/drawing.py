@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import cv2
@@ -30,24 +31,28 @@ def draw(
     scores: bool = True,
     landmarks: bool = True,
     bgr: bool = False,
+    labels: Sequence[str] | None = None,
 ) -> np.ndarray:
     """Draw boxes, scores and landmarks on a copy of the image; returns (H, W, 3) uint8 RGB.
 
     image: a path, a PIL image or a uint8 array, see `images.read_image`. bgr: an array is in
-    OpenCV's channel order. Lines and text grow with the picture. Better faces are drawn over worse
-    ones; a score that would cover a better face's score is left out. Eyes are blue, mouth corners
-    orange, the nose white; faces under SMALLEST_WITH_POINTS show no points.
+    OpenCV's channel order. labels: a text for each face instead of its score. Lines and text grow
+    with the picture. Better faces are drawn over worse ones; a text that would cover a better
+    face's text is left out. Eyes are blue, mouth corners orange, the nose white; faces under
+    SMALLEST_WITH_POINTS show no points.
     Raises DataError if the image cannot be read.
     """
     canvas = np.array(read_image(image, bgr=bgr))
     line = _line_width(canvas)
-    faces = faces.sort_by("score")
+    order = np.argsort(-faces.scores, kind="stable")
+    texts = [f"{score:.2f}" for score in faces.scores] if labels is None else labels
+    faces, texts = faces[order], [texts[index] for index in order]
     for index in reversed(range(len(faces))):
         _draw_box(canvas, faces.boxes[index], line)
         if landmarks:
             _draw_points(canvas, faces.landmarks[index], faces.boxes[index], line)
     if scores:
-        _draw_scores(canvas, faces, line)
+        _draw_texts(canvas, faces, texts, line)
     return canvas
 
 
@@ -138,15 +143,14 @@ def _draw_points(canvas: np.ndarray, points: np.ndarray, box: np.ndarray, line: 
         cv2.circle(canvas, center, radius, color, -1, cv2.LINE_AA)
 
 
-def _draw_scores(canvas: np.ndarray, faces: Detections, line: int) -> None:
+def _draw_texts(canvas: np.ndarray, faces: Detections, texts: Sequence[str], line: int) -> None:
     """Write black on yellow above each box (inside it at the top), best faces first."""
     width = canvas.shape[1]
     scale = max(0.35, 0.25 * line)
     thickness = max(1, round(line / 2))
     margin = max(2, line)
     placed = np.zeros((0, 4))
-    for box, score in zip(faces.boxes, faces.scores, strict=True):
-        text = f"{score:.2f}"
+    for box, text in zip(faces.boxes, texts, strict=True):
         (text_width, text_height), _ = cv2.getTextSize(text, _FONT, scale, thickness)
         tag_width, tag_height = text_width + 2 * margin, text_height + 2 * margin
         (left, top), _ = _corners(box)

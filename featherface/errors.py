@@ -1,8 +1,25 @@
-"""Errors of this package. Each says what is wrong, where, and what to do."""
+"""Errors of this package, and text that is safe to print. Each error says what is wrong, where,
+and what to do.
+"""
+
+
+def printable(text: object) -> str:
+    """The text in one line that a terminal shows as it is.
+
+    Control characters, line breaks, and bytes of a file name that are not UTF-8 appear as \\x1b,
+    \\n and \\udce9: a name must not move the cursor or fake a line.
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in str(text)
+    )
 
 
 class FeatherFaceError(Exception):
     """Base of every deliberate error; scripts print it as one line and exit with code 2."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class DataError(FeatherFaceError, ValueError):

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -31,16 +32,19 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; at the end, sync it and rename it to `path`.
 
     On an exception, Ctrl-C included, the temporary file is removed and `path` stays unchanged. A
-    missing folder is created. The temporary name keeps the suffix of `path`, because image writers
-    choose the format by it.
+    missing folder is created, and a file that is replaced keeps its permissions. The temporary name
+    keeps the suffix of `path`, because image writers choose the format by it.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.stem}.{uuid.uuid4().hex}{target.suffix}")
+    stem = target.stem[:40]  # a name has at most 255 bytes
+    temporary = target.with_name(f".{stem}.{uuid.uuid4().hex}{target.suffix}")
     try:
         yield temporary
         with open(temporary, "r+b") as written:  # Windows syncs only what is open for writing
             os.fsync(written.fileno())
+        if target.exists():
+            shutil.copymode(target, temporary)
         os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)

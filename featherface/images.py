@@ -47,6 +47,8 @@ def read_image(source: ImageSource, *, bgr: bool = False) -> np.ndarray:
         return _from_array(source, bgr=bgr)
     if Image is not None and isinstance(source, Image.Image):
         return _from_pil(source, name="PIL image")
+    if isinstance(source, str) and "://" in source and not os.path.exists(source):
+        raise DataError(f"{source} is an address, not a file: download the picture first")
     if isinstance(source, (str, os.PathLike)):
         return _from_file(Path(source))
     raise DataError(

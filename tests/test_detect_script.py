@@ -1,6 +1,7 @@
 """scripts/detect.py: photos, folders and videos in, pictures and tables out, and honest exits."""
 
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from PIL import Image
 from spotter import Spotter, photo
 
+import featherface as ff
+from featherface import detect_files
 from featherface.detect_files import detect_paths
 from featherface.detector import Detector
 from featherface.errors import ConfigError, DataError
@@ -34,16 +37,6 @@ def folder(tmp_path):
     (root / "bad.jpg").write_text("no picture")
     (root / "notes.txt").write_text("not looked at")
     return root
-
-
-def write_video(path, frames, *, codec="MJPG"):
-    height, width = frames[0].shape[:2]
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*codec), 10, (width, height))
-    if not writer.isOpened():
-        pytest.skip(f"this OpenCV writes no {codec} video")
-    for frame in frames:
-        writer.write(frame)
-    writer.release()
 
 
 def test_a_folder(tmp_path, folder, detector, capsys):
@@ -107,32 +100,6 @@ def test_an_output_that_is_a_file_is_an_error(tmp_path, folder, detector):
         detect_paths(detector, [folder / "b.png"], folder / "notes.txt")
 
 
-def test_a_video(tmp_path, detector):
-    frames = [photo(64, 96, (2 + index, 3)) for index in range(4)]
-    write_video(tmp_path / "clip.avi", frames)
-    out = tmp_path / "out"
-    report = detect_paths(detector, [tmp_path / "clip.avi"], out)
-    (record,) = json.loads((out / "detections.json").read_text())["files"]
-    assert record["fps"] == pytest.approx(10) and report.faces == 4
-    assert [frame["frame"] for frame in record["frames"]] == [0, 1, 2, 3]
-    table = pd.read_csv(out / "detections.csv")
-    assert table["frame"].tolist() == [0, 1, 2, 3]
-    assert table["x1"].tolist() == [12, 20, 28, 36]
-    drawn = cv2.VideoCapture(str(out / "clip.avi.mp4"))
-    assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 4
-    ok, frame = drawn.read()
-    assert ok and frame.shape == (64, 96, 3)
-    yellow = frame.astype(int)[..., 2] - frame[..., 0]  # red minus blue: the box, compressed
-    assert yellow[8:32, 8:32].max() > 60 > yellow[40:, 50:].max()
-
-
-def test_a_file_that_is_no_video(tmp_path, folder, detector, capsys):
-    (folder / "broken.mp4").write_text("no video")
-    report = detect_paths(detector, [folder], tmp_path / "out")
-    assert len(report.files) == 2 and any("broken.mp4" in line for line in report.problems)
-    assert not (tmp_path / "out" / "broken.mp4").exists()
-
-
 def test_ctrl_c_keeps_what_is_done(tmp_path, folder):
     class Impatient(Spotter):
         def forward(self, images):
@@ -144,6 +111,63 @@ def test_ctrl_c_keeps_what_is_done(tmp_path, folder):
         detect_paths(Detector(Impatient()), [folder], tmp_path / "out")
     files = json.loads((tmp_path / "out" / "detections.json").read_text())["files"]
     assert [Path(record["file"]).name for record in files] == ["b.png"]
+
+
+def test_odd_files_cost_only_themselves(tmp_path, capsys):
+    """A pipe, a broken DDS, a folder's name, a crash inside the detector; the rest is written."""
+
+    class Delicate(Spotter):
+        def forward(self, images):
+            if images.shape[-1] == 32:
+                raise RuntimeError("not \x1b[31mthis one")
+            return super().forward(images)
+
+    folder = tmp_path / "in"
+    folder.mkdir()
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "texture.png").write_bytes(b"DDS |" + bytes(200))
+    Image.fromarray(photo(32, 32)).save(folder / "crash.png")
+    good = [b"a.png", b"caf\xe9.png", b"l" * 240 + b".png", b"\x1b[2Jtwo\nlines.png"]
+    for name in good:
+        Image.fromarray(photo(64, 64, (2, 2))).save(tmp_path / "x.png")
+        os.rename(tmp_path / "x.png", os.path.join(os.fsencode(folder), name))
+    report = detect_paths(Detector(Delicate()), [folder, "n" * 300], tmp_path / "out")
+    assert len(report.files) == report.faces == 4 and len(report.skipped) == 4
+    said = capsys.readouterr().err
+    for words in ("pipe.jpg is not a regular file", "texture.png", "not \\x1b[31mthis one", "nnn:"):
+        assert sum(words in line for line in report.skipped) == 1 and words in said
+    assert "\x1b[31m" not in said
+    files = json.loads((tmp_path / "out" / "detections.json").read_text())["files"]
+    assert {os.fsencode(Path(one["file"]).name) for one in files} == set(good)
+    assert "caf\\udce9.png" in (tmp_path / "out" / "detections.csv").read_text()
+    assert len(list((tmp_path / "out").glob("*.png"))) == 4
+
+
+def test_results_are_written_as_they_come(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(detect_files, "WRITE_EVERY", 0)
+    out, seen = tmp_path / "out", []
+
+    class Reading(Spotter):
+        def forward(self, images):
+            if (out / "detections.json").exists():
+                seen.append(len(json.loads((out / "detections.json").read_text())["files"]))
+                (out / "detections.csv").chmod(0o640)
+            return super().forward(images)
+
+    detect_paths(Detector(Reading()), [folder / "b.png"] * 3, out)
+    assert seen[-1] >= 1
+    assert (out / "detections.csv").stat().st_mode & 0o777 == 0o640  # also when written over
+
+
+def test_blurred_pictures_and_saved_faces(tmp_path, folder, detector):
+    out = tmp_path / "out"
+    detect_paths(detector, [folder / "b.png"], out, blur_faces=True, save_faces="cropped")
+    blurred = ff.blur(folder / "b.png", detector.detect(folder / "b.png"))
+    np.testing.assert_array_equal(Image.open(out / "b.png"), blurred)
+    assert [Image.open(out / "faces" / f"b_{n}.png").size for n in (1, 2)] == [(24, 24)] * 2
+    with pytest.raises(ConfigError, match="'whole'"):
+        detect_paths(detector, [folder], out, save_faces="whole")
+    detect_paths(detector, [folder / "b.png"], out, save_faces="aligned")  # all points in one place
 
 
 def run_script(monkeypatch, *arguments):
@@ -162,20 +186,23 @@ def run_script(monkeypatch, *arguments):
 def test_the_script(tmp_path, folder, monkeypatch, capsys):
     out = tmp_path / "out"
     options = ("--weights", "w.pth", "--out", out, "--device", "cpu")
-    assert run_script(monkeypatch, folder, *options, "--no_draw") == 0
-    assert "2 faces in 2 files, 1 skipped" in capsys.readouterr().out
-    assert not (out / "b.png").exists()
+    assert run_script(monkeypatch, folder, *options, "--no_draw") == 2
+    said = capsys.readouterr()
+    assert "2 faces in 2 files, 1 skipped" in said.out and "error: 1 problem" in said.err
+    assert not (out / "b.png").exists() and (out / "detections.csv").exists()
     assert run_script(monkeypatch, folder / "b.png", *options, "--score_threshold", "0.9999") == 0
-    assert "0 faces in 1 files" in capsys.readouterr().out
+    assert "0 faces in 1 file: " in capsys.readouterr().out
     assert (out / "b.png").exists()
     for arguments in (
-        [tmp_path / "gone.jpg", *options],
+        [tmp_path / "gone\x1b[2J\n.jpg", *options],
+        ["--\x1b[2J", *options],
         [folder, *options, "--score-threshold", "3"],
         [folder, *options, "--device", "abacus"],
         [],
     ):
         assert run_script(monkeypatch, *arguments) == 2
-        assert "error: " in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "error: " in said and "\x1b[2J" not in said
 
 
 def test_sixteen_bit_and_rotated_photos_are_drawn_upright(tmp_path, detector):

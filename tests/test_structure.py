@@ -15,7 +15,7 @@ PACKAGE = ROOT / "featherface"
 # Lower rooms know nothing of higher ones. A name covers a module or a whole folder.
 FLOORS = (
     ("errors", "files", "config", "images", "structures"),
-    ("cli", "drawing", "plots"),
+    ("cli", "drawing", "plots", "video"),
     ("anchors", "models", "distributed", "onnx_export"),
     ("losses", "data", "checkpoint"),
     ("face_detector", "onnx_detector", "detector"),
