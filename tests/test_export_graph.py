@@ -152,10 +152,10 @@ def test_a_weight_that_16_bits_cannot_hold_stays_in_32():
     values = onnx.numpy_helper.to_array(large).copy()
     values.flat[0] = 70000
     large.CopyFrom(onnx.numpy_helper.from_array(values, large.name))
-    _store_in_half(model)
-    kinds = [item.data_type for item in model.graph.initializer]
-    assert kinds.count(onnx.TensorProto.FLOAT16) > 20 and large.data_type == 1
-    assert all(np.isfinite(onnx.numpy_helper.to_array(i)).all() for i in model.graph.initializer)
+    stored = {item.name: item for item in _store_in_half(model).graph.initializer}
+    kinds = [item.data_type for item in stored.values()]
+    assert kinds.count(onnx.TensorProto.FLOAT16) > 20 and stored[large.name].data_type == 1
+    assert all(np.isfinite(onnx.numpy_helper.to_array(item)).all() for item in stored.values())
 
 
 def test_an_opset_that_onnx_runtime_is_too_old_for_is_one_line():

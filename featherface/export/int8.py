@@ -9,7 +9,6 @@ into float32 when it loads, so that it costs no time.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -25,7 +24,7 @@ VALUES = "network_values"  # of `end_to_end`: what the network gives to the deco
 _SMALLEST_HALF = 64  # numbers of a constant that is worth storing in 16 bits
 
 Range = tuple[float, float]
-Part = TypeVar("Part", NodeProto, TensorProto)
+Constants = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def quantise(
         raise ConfigError("INT8 needs pictures to calibrate on")
     if VALUES not in {name for node in model.graph.node for name in node.output}:
         raise ConfigError("INT8 is made of the end-to-end form for any size")
-    weights = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    weights = _constants(model)
     worth = [node for node in model.graph.node if _pays(node, weights, smallest)]
     ranges = _ranges(model, worth, pictures)
     expected = _scores(model, pictures)
@@ -113,9 +112,8 @@ def _ranges(
 def _with_outputs(model: ModelProto, names: Sequence[str]) -> ModelProto:
     """A copy that also gives these maps."""
     copy = ModelProto.FromString(model.SerializeToString())
-    copy.graph.output.extend(
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names
-    )
+    for name in names:
+        copy.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
     return copy
 
 
@@ -138,75 +136,72 @@ def _mean_change(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) ->
 
 def _small(model: ModelProto, layers: Sequence[NodeProto], ranges: dict[str, Range]) -> ModelProto:
     """The model as it is written: 8-bit layers, the rest stored in 16 bits, short names."""
-    small = _with_qdq(model, layers, ranges)
-    _store_in_half(small)
-    _shorten_names(small)
-    return small
+    return _shorten_names(_store_in_half(_with_qdq(model, layers, ranges)))
 
 
 def _with_qdq(
     model: ModelProto, layers: Sequence[NodeProto], ranges: dict[str, Range]
 ) -> ModelProto:
     """A copy whose `layers` read, multiply and write 8-bit numbers."""
-    copy = ModelProto.FromString(model.SerializeToString())
-    graph, wanted = copy.graph, {node.name for node in layers}
-    weights = {item.name: item for item in graph.initializer}
+    wanted = {node.name for node in layers}
+    constants = _constants(model)
     nodes: list[NodeProto] = []
-    constants: dict[str, np.ndarray] = {}
     read: dict[str, str] = {}  # map → its 8-bit version, as the layers read it
-    for node in graph.node:
-        if node.name not in wanted:
-            nodes.append(node)
+    for original in model.graph.node:
+        if original.name not in wanted:
+            nodes.append(original)
             continue
+        node = NodeProto.FromString(original.SerializeToString())
         source, target = node.input[0], node.output[0]
         if source not in read:
             read[source] = f"{source}_read"
             nodes += _round_trip(source, read[source], ranges[source], constants)
-        values = [numpy_helper.to_array(weights[name]) for name in node.input[1:]]
-        step = float(constants[f"{read[source]}_scale"])
-        nodes += _weights(node, values, step, constants)
+        nodes += _weights(node, float(constants[f"{read[source]}_scale"]), constants)
         node.input[0], node.output[0] = read[source], f"{target}_wide"
         nodes.append(node)
         nodes += _round_trip(f"{target}_wide", target, ranges[target], constants)
+    return _rebuilt(model, nodes, constants)
+
+
+def _constants(model: ModelProto) -> Constants:
+    return {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+
+
+def _rebuilt(model: ModelProto, nodes: Sequence[NodeProto], constants: Constants) -> ModelProto:
+    """A copy of the model with other nodes, and with those of the constants that they use."""
     used = {name for node in nodes for name in node.input}
-    kept = [_copy(item) for name, item in weights.items() if name in used]
-    nodes = [_copy(node) for node in nodes]
-    del graph.node[:], graph.initializer[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend(kept)
-    graph.initializer.extend(numpy_helper.from_array(v, k) for k, v in constants.items())
+    kept = [numpy_helper.from_array(value, name) for name, value in constants.items()
+            if name in used]  # fmt: skip
+    copy, old = ModelProto.FromString(model.SerializeToString()), model.graph
+    copy.graph.CopyFrom(helper.make_graph(nodes, old.name, old.input, old.output, kept))
     return copy
 
 
-def _round_trip(
-    source: str, target: str, span: Range, constants: dict[str, np.ndarray]
-) -> list[NodeProto]:
+def _round_trip(source: str, target: str, span: Range, constants: Constants) -> list[NodeProto]:
     """The nodes of source → uint8 → target, float again."""
     step = max(span[1] - span[0], 1e-6) / 255
-    zero = np.clip(round(-span[0] / step), 0, 255)
     names = [f"{target}_scale", f"{target}_zero"]
     constants[names[0]] = np.array(step, np.float32)
-    constants[names[1]] = np.array(zero, np.uint8)
+    constants[names[1]] = np.array(np.clip(round(-span[0] / step), 0, 255), np.uint8)
     return [
         helper.make_node("QuantizeLinear", [source, *names], [f"{target}_q"], f"{target}_q"),
         helper.make_node("DequantizeLinear", [f"{target}_q", *names], [target], f"{target}_d"),
     ]
 
 
-def _weights(
-    node: NodeProto, values: Sequence[np.ndarray], step: float, constants: dict[str, np.ndarray]
-) -> list[NodeProto]:
+def _weights(node: NodeProto, step: float, constants: Constants) -> list[NodeProto]:
     """Replace a convolution's weight (O, I, kH, kW) by int8 and its bias (O,) by int32.
 
     step: of the map that it reads; the bias counts in steps of map times weight.
     """
-    weight = values[0]
+    weight = constants[node.input[1]]
     largest = np.abs(weight).reshape(len(weight), -1).max(axis=1)
     scale = (np.maximum(largest, 1e-9) / 127).astype(np.float32)  # (O,)
     whole = np.rint(weight / scale[:, None, None, None]).clip(-127, 127)
     parts = [(whole.astype(np.int8), scale)]
-    if len(values) > 1:
-        parts.append((np.rint(values[1] / (scale * step)).astype(np.int32), scale * step))
+    if len(node.input) > 2:
+        bias = constants[node.input[2]]
+        parts.append((np.rint(bias / (scale * step)).astype(np.int32), scale * step))
     nodes = []
     for place, (numbers, factor) in enumerate(parts, start=1):
         base = f"{node.name}_{place}"
@@ -218,35 +213,23 @@ def _weights(
     return nodes
 
 
-def _copy(part: Part) -> Part:
-    """Protobuf's lists own what they hold: what moves to another list must be a copy."""
-    return type(part).FromString(part.SerializeToString())
-
-
-def _store_in_half(model: ModelProto) -> None:
-    """Float constants in 16 bits, cast to float32 by a node that ONNX Runtime folds on loading."""
-    graph = model.graph
+def _store_in_half(model: ModelProto) -> ModelProto:
+    """Store float constants in 16 bits, cast to float32 by nodes that ONNX Runtime folds."""
     scaling = ("QuantizeLinear", "DequantizeLinear")
-    scales = {name for node in graph.node if node.op_type in scaling for name in node.input}
-    casts = []
-    for item in graph.initializer:
-        array = numpy_helper.to_array(item)
-        if array.dtype != np.float32 or array.size < _SMALLEST_HALF or item.name in scales:
+    scales = {name for node in model.graph.node if node.op_type in scaling for name in node.input}
+    constants, casts = _constants(model), []
+    for name, array in _constants(model).items():
+        if array.dtype != np.float32 or array.size < _SMALLEST_HALF or name in scales:
             continue
-        if np.abs(array).max() > np.finfo(np.float16).max:  # it would become infinite
-            continue
-        casts.append(
-            helper.make_node("Cast", [f"{item.name}_half"], [item.name], f"{item.name}_wide", to=1)
-        )
-        half = numpy_helper.from_array(array.astype(np.float16), f"{item.name}_half")
-        item.CopyFrom(half)
-    nodes = [_copy(node) for node in (*casts, *graph.node)]
-    del graph.node[:]
-    graph.node.extend(nodes)
+        if np.abs(array).max() <= np.finfo(np.float16).max:  # more would become infinite
+            constants[f"{name}_half"] = array.astype(np.float16)
+            casts.append(helper.make_node("Cast", [f"{name}_half"], [name], f"{name}_cast", to=1))
+            del constants[name]
+    return _rebuilt(model, [*casts, *model.graph.node], constants)
 
 
-def _shorten_names(model: ModelProto) -> None:
-    """Values and nodes get numbers for names: names are a tenth of a small file."""
+def _shorten_names(model: ModelProto) -> ModelProto:
+    """Rename values and nodes to numbers, in place: names are a tenth of a small file."""
     graph = model.graph
     fixed = {VALUES, *(item.name for item in (*graph.input, *graph.output))}
     short: dict[str, str] = {"": ""}
@@ -260,3 +243,4 @@ def _shorten_names(model: ModelProto) -> None:
         node.name = ""
     for item in graph.initializer:
         item.name = name(item.name)
+    return model
