@@ -7,13 +7,13 @@ scores (K,) descending, landmarks (K, 5, 2), in pixels of the image.
 """
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import torch
 from onnx import ModelProto, NodeProto, numpy_helper
-from torch import Tensor, nn
+from torch import nn
 from torch.export import Dim
 
 from featherface import __version__
@@ -41,7 +41,6 @@ OPSETS = range(18, 24)  # what the exporter writes and ONNX Runtime runs
 OPSET = 20
 _DEFORMABLE_SINCE = 19  # the opset that brought DeformConv; before it the model is invalid
 _OUTPUTS = {"raw": ["boxes", "scores", "landmarks"], "end_to_end": ["values", "cells"]}
-_CHATTY = "onnx_ir.passes.common.initializer_deduplication"  # a line an input that is a constant
 _POOLING = {"ReduceMean": "GlobalAveragePool", "ReduceMax": "GlobalMaxPool"}
 
 Size = tuple[int, int]  # height, width
@@ -54,14 +53,14 @@ def build(
     size: Size | None = None,
     opset: int = OPSET,
 ) -> ModelProto:
-    """The ONNX model of a trained V1 or V2.
+    """Return the ONNX model of a trained V1 or V2.
 
     size: height and width, for one size only and without shape arithmetic; None: any size (raw:
-    and any batch). ConfigError for a form, size or opset that cannot
-    work.
+    and any batch). Raises ConfigError for a form, size or opset that cannot work.
     """
     check_settings(model, form=form, size=size, opset=opset)
-    network = deployed(model, exact=form == "end_to_end" or _is_exact(size))
+    exact = form == "end_to_end" or (size is not None and size == padded_size(*size))
+    network = deployed(model, exact=exact)
     if form == "raw":
         exported = _export(Raw(network).eval(), form, size, opset)
     else:
@@ -73,7 +72,7 @@ def build(
 
 
 def check_settings(model: nn.Module, *, form: str, size: Size | None, opset: int) -> None:
-    """ConfigError for a form, size or opset that cannot work."""
+    """Raise ConfigError for a form, size or opset that cannot work."""
     if form not in FORMS:
         raise ConfigError(f"form must be one of {', '.join(FORMS)}; got {form!r}")
     if opset not in OPSETS:
@@ -86,34 +85,23 @@ def check_settings(model: nn.Module, *, form: str, size: Size | None, opset: int
         raise ConfigError(f"size must be at least 1x1; got {size[0]}x{size[1]}")
 
 
-def _is_exact(size: Size | None) -> bool:
-    return size is not None and size == padded_size(*size)
-
-
 def _export(module: nn.Module, form: str, size: Size | None, opset: int) -> ModelProto:
     """Export a module that reads (B, 3, H, W); end_to_end has B = 1."""
-    image, shapes = _example(form, size)
-    outputs = _OUTPUTS[form]
-    return tidy(
-        export_onnx(
-            module, image, inputs=["image"], outputs=outputs, dynamic_shapes=shapes, opset=opset
-        )
-    )
-
-
-def _example(form: str, size: Size | None) -> tuple[Tensor, tuple | None]:
-    """An input to trace with, and what of its shape may vary."""
+    shapes: tuple[dict[int, Any]] | None = None  # the sides of the image that may vary
     if size is not None:
-        return torch.zeros(1, 3, *size), None
-    if form == "raw":
-        shapes = {0: Dim("batch"), 2: Dim("height"), 3: Dim("width")}
-        return torch.zeros(2, 3, 97, 161), (shapes,)
-    shapes = {2: PAD_MULTIPLE * Dim("rows"), 3: PAD_MULTIPLE * Dim("columns")}
-    return torch.zeros(1, 3, 3 * PAD_MULTIPLE, 5 * PAD_MULTIPLE), (shapes,)
+        image = torch.zeros(1, 3, *size)
+    elif form == "raw":
+        image = torch.zeros(2, 3, 97, 161)
+        shapes = ({0: Dim("batch"), 2: Dim("height"), 3: Dim("width")},)
+    else:
+        image = torch.zeros(1, 3, 3 * PAD_MULTIPLE, 5 * PAD_MULTIPLE)
+        shapes = ({2: PAD_MULTIPLE * Dim("rows"), 3: PAD_MULTIPLE * Dim("columns")},)
+    names: dict[str, Any] = {"inputs": ["image"], "outputs": _OUTPUTS[form]}
+    return tidy(export_onnx(module, image, dynamic_shapes=shapes, opset=opset, **names))
 
 
 def tidy(model: ModelProto) -> ModelProto:
-    """Without the exporter's notes (they hold paths) and unused values; global pooling by name."""
+    """Remove the exporter's notes (they hold paths) and unused values; name global pooling."""
     graph = model.graph
     model.producer_name, model.producer_version = "featherface", __version__
     axes = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
@@ -135,7 +123,7 @@ def tidy(model: ModelProto) -> ModelProto:
 
 
 def _pool(node: NodeProto, constants: dict[str, np.ndarray]) -> None:
-    """A reduction over height and width as the pooling that has a blocked kernel."""
+    """Turn a reduction over height and width into the pooling that has a blocked kernel."""
     if node.op_type in _POOLING and len(node.input) == 2:
         axes = constants.get(node.input[1])
         if axes is not None and axes.tolist() in ([2, 3], [-2, -1]):

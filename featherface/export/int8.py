@@ -1,10 +1,10 @@
 """INT8: static quantisation of the layers where it pays, in the QDQ form of ONNX Runtime.
 
-A layer is worth it where its weights are many: there an 8-bit kernel saves more than turning maps
-into 8 bits and back costs, and the file shrinks. Of those layers the ones that move the scores most
-stay in float. Activations are uint8 with one range a tensor, weights int8 with one scale an output
-channel (as in arXiv 1712.05877). What stays in float is stored in 16 bits; ONNX Runtime turns it
-into float32 when it loads, so that it costs no time.
+It pays in layers with many weights: there an 8-bit kernel saves more than turning maps into 8 bits
+and back costs, and the file shrinks. Of those layers the ones that move the scores most stay in
+float. Activations are uint8 with one range per tensor, weights int8 with one scale per output
+channel (as in arXiv 1712.05877). Float constants are stored in 16 bits; ONNX Runtime turns them
+into float32 when it loads the file, so that they cost no time.
 """
 
 from collections.abc import Sequence
@@ -45,13 +45,13 @@ def quantise(
     score_error: float = SCORE_ERROR,
     largest: int = LARGEST,
 ) -> Quantised:
-    """An end-to-end model → INT8 where it pays and holds.
+    """Quantise an end-to-end model to INT8 where it pays and costs little accuracy.
 
-    pictures: to calibrate on, BGR uint8 (H, W, 3), such as will be looked at.
+    pictures: for calibration, BGR uint8 (H, W, 3), like those of the application.
     smallest: weights that a convolution needs to be considered. score_error: layers stay in float,
-    the worst first, until the mean change of the scores is at most this. largest: then those stay
-    in float that move the scores most for their weights, while the file has at most so many bytes.
-    ConfigError for no picture or another form.
+    the worst first, until the mean change of the scores is at most this. largest: then layers that
+    move the scores most for their weights stay in float, while the file has at most so many bytes.
+    Raises ConfigError without pictures or for another form.
     """
     if not pictures:
         raise ConfigError("INT8 needs pictures to calibrate on")

@@ -1,7 +1,7 @@
-"""V1 and V2 as they are deployed: same function, one output layer a level, decoded in pixels.
+"""V1 and V2 as deployed: the same function, one output layer per level, decoded in pixels.
 
-`deployed(model)` reads a trained network; what it gives is for inference only. Its values are
-turned into faces by `Raw` (all anchors) or by the graph of `end_to_end` (what scores well).
+`deployed(model)` converts a trained network, for inference only. `Raw` turns its values into boxes
+of all anchors; the graph of `end_to_end` turns them into faces.
 """
 
 import copy
@@ -19,7 +19,7 @@ PARTS = (2, 4, 4, 20)  # channels of `head`: logits, centres, ln half sizes, lan
 
 
 def head(heads: Heads, level: int) -> nn.Conv2d:
-    """The three heads of a level as one 1×1 convolution to 30 channels, in pixels.
+    """Merge the three heads of a level into one 1×1 convolution to 30 channels, in pixels.
 
     Each part holds the small anchor's values, then the large one's: face logit (the difference of
     the two classes'); offset of the centre x, y from the cell's; ln of half the width and height;
@@ -40,7 +40,7 @@ def head(heads: Heads, level: int) -> nn.Conv2d:
 
 
 def _affine(convolution: nn.Module) -> Tensor:
-    """A 1×1 convolution's weight and bias as one (O, I + 1) matrix, float64."""
+    """Join a 1×1 convolution's weight and bias in one (O, I + 1) matrix, float64."""
     assert isinstance(convolution, nn.Conv2d) and convolution.bias is not None
     weight = convolution.weight.detach().double().flatten(1)
     return torch.cat((weight, convolution.bias.detach().double()[:, None]), dim=1)
@@ -65,7 +65,7 @@ class _Deployed(nn.Module):
 
 
 def _centres(maps: list[Tensor]) -> Tensor:
-    """(2, N): x and y of every cell's centre, pixels of the input."""
+    """Return (2, N): x and y of every cell's centre, pixels of the input."""
     levels = []
     for level, stride in zip(maps, STRIDES, strict=True):
         rows, columns = (
@@ -94,13 +94,9 @@ class DeployedV2(_Deployed):
         super().__init__(model.heads)
         stage1, stage2, stage3 = (list(part.children()) for part in model.backbone.children())
         stem = Stem(stage1[0], stage1[1])
-        self.backbone = nn.ModuleList(
-            (
-                nn.Sequential(stem, *(separable(block) for block in stage1[2:])),
-                nn.Sequential(*(separable(block) for block in stage2)),
-                nn.Sequential(*(separable(block) for block in stage3)),
-            )
-        )
+        stages = ([stem, *map(separable, stage1[2:])], map(separable, stage2),
+                  map(separable, stage3))  # fmt: skip
+        self.backbone = nn.ModuleList(nn.Sequential(*stage) for stage in stages)
         self.backbone_gates = _gates(model.backbone_attention)
         necks = [part for part in model.neck if isinstance(part, LightBiFPN)]
         self.neck = nn.ModuleList(
@@ -131,15 +127,15 @@ def _each(modules: nn.ModuleList, levels: list[Tensor]) -> list[Tensor]:
 
 
 def deployed(model: nn.Module, *, exact: bool = False) -> nn.Module:
-    """The deployment form of a trained V1 or V2, in eval mode, without gradients; a copy.
+    """Copy a trained V1 or V2 into its deployment form, in eval mode, without gradients.
 
-    exact: its inputs will have multiples of 32 as height and width.
+    exact: the height and width of its inputs will be multiples of 32.
     """
     if isinstance(model, FeatherFaceV2):
         return DeployedV2(model, exact=exact).eval()
     if isinstance(model, FeatherFaceV1):
         return DeployedV1(copy.deepcopy(model)).eval().requires_grad_(False)
-    raise TypeError(f"neither FeatherFaceV1 nor FeatherFaceV2: {type(model).__name__}")
+    raise TypeError(f"model must be FeatherFaceV1 or FeatherFaceV2; got {type(model).__name__}")
 
 
 class Raw(nn.Module):
