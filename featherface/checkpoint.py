@@ -155,13 +155,21 @@ def _load_strict(model: nn.Module, state: Mapping[str, Tensor], file: Path, name
             f"{file}: not weights of {name}: {len(missing)} tensors are missing, {len(extra)} are "
             f"unknown, {len(shapes)} have another shape (for example {example})"
         )
-    damaged = [key for key in own if not state[key].isfinite().all()]
+    check_finite(state, str(file))
+    model.load_state_dict(state, strict=True)
+
+
+def check_finite(state: Mapping[str, Tensor], name: str) -> None:
+    """Raise CheckpointError if a tensor of `state` has NaN or infinite values. name: for the error.
+
+    Such weights find no face, and V1's deformable convolutions may crash on them.
+    """
+    damaged = [key for key, value in state.items() if not value.isfinite().all()]
     if damaged:
         raise CheckpointError(
-            f"{file}: {len(damaged)} of {len(own)} tensors have NaN or infinite values (for "
+            f"{name}: {len(damaged)} of {len(state)} tensors have NaN or infinite values (for "
             f"example {damaged[0]}): the training diverged; use an earlier checkpoint"
         )
-    model.load_state_dict(state, strict=True)
 
 
 def build_model(content: Mapping[str, Any], path: str | os.PathLike) -> nn.Module:

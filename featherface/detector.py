@@ -104,6 +104,9 @@ class Detector(FaceDetector):
         super().__init__(score_threshold, iou_threshold, max_side, second_look)
         self.model: nn.Module
         if isinstance(weights, nn.Module):
+            from featherface.checkpoint import check_finite
+
+            check_finite(weights.state_dict(), type(weights).__name__)
             self.model = weights if device == "auto" else weights.to(pick_device(str(device)))
         else:
             self.model = _load(weights).to(pick_device(str(device)))

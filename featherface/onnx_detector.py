@@ -141,7 +141,7 @@ def open_session(
         if not os.path.isfile(model):
             raise CheckpointError(f"{model}: no such file; scripts/export.py makes ONNX files")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only
+    options.log_severity_level = 4  # errors are raised, and need not be printed too
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
     # threads that spin between runs make the times of two sessions jump between two values

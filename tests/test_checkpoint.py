@@ -132,6 +132,10 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"w\.pth: 2 of \d+ tensors.*heads") as caught:
         load_model(tmp_path / "w.pth")
     assert "\n" not in str(caught.value)
+    model = FeatherFaceV2()
+    model.heads.boxes[0].bias.data[1] = float("nan")
+    with pytest.raises(CheckpointError, match=r"FeatherFaceV2: 1 of \d+ tensors.*heads"):
+        ff.Detector(model)
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -1,17 +1,19 @@
 """Large faces of WIDER val photographs (a measurement, nothing is chosen by it): large.py NAME:FILE …
 
+NAME alone is the default, which sees pictures over 640 px twice.
+
 850: as cases/large_faces.py, 25 faces 850 px high with half a face around; fill: 40 faces that fill 1,024 px; cut: 40 portraits at 640 px whose
 forehead and chin lie outside. Found: score > 0.5 (Detector's default), IoU > 0.5 with the visible box.
 """
 import os
 import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(os.environ.get("SHARED", "../shared")) / "cases"))
-from pathlib import Path  # noqa: E402
 
 from featherface.detector import Detector  # noqa: E402
 
@@ -60,8 +62,9 @@ def iou(b, box):
 detectors = {}
 for item in sys.argv[1:]:
     name, path = item.split(":", 1)
-    for side in (None, 640):
-        detectors[f"{name}, max_side={side}"] = Detector(path, max_side=side)
+    detectors[name] = Detector(path)
+    detectors[f"{name}, second_look=False"] = Detector(path, second_look=False)
+    detectors[f"{name}, max_side=640"] = Detector(path, max_side=640)
 found, total = {n: {} for n in detectors}, {}
 for kind, image, box in pictures():
     total[kind] = total.get(kind, 0) + 1
