@@ -6,11 +6,10 @@ continue. The original project's V1 files (a bare state dict, with or without `m
 operation counts) load too. Files are read with weights_only=True: they carry data but not code.
 """
 
-import errno
+import io
 import os
 import pickle
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,6 @@ from featherface.files import atomic_path
 from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
 
 FORMAT = "featherface/1"
-NO_SPACE = 2**20  # bytes: with less free space, a failed write means that the disk is full
-WRITER_ERRORS = ("inline_container", "PytorchStreamWriter", "iostream error")  # in torch's messages
 ARCHITECTURES: dict[str, type[nn.Module]] = {"v1": FeatherFaceV1, "v2": FeatherFaceV2}
 
 # The original project's names and ours, in the order of application.
@@ -98,20 +95,11 @@ def read_file(path: str | os.PathLike, hint: str = "") -> dict[str, Any]:
 
 
 def write_file(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
-    """Save atomically: the old file stays until the new one is on the disk.
-
-    Raises OSError if the disk is full or a limit is reached, instead of torch's internal error.
-    """
+    """Save atomically: the old file stays until the new one is on the disk."""
+    packed = io.BytesIO()  # if the disk is full, writing bytes says so, torch.save does not
+    torch.save(dict(content), packed)
     with atomic_path(path) as temporary:
-        try:
-            torch.save(dict(content), temporary)
-        except RuntimeError as error:
-            full = shutil.disk_usage(Path(temporary).parent).free <= NO_SPACE
-            if not full and not any(word in str(error) for word in WRITER_ERRORS):
-                raise
-            code = errno.ENOSPC if full else errno.EIO
-            reason = os.strerror(code) if full else "not written: a quota or limit on file sizes?"
-            raise OSError(code, reason, os.fspath(path)) from error
+        temporary.write_bytes(packed.getbuffer())
 
 
 def is_checkpoint(content: Mapping[str, Any]) -> bool:

@@ -224,12 +224,8 @@ def gather_states(state: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     count = rank_and_size()[1]
     if count == 1:
         return [state]
-    states: list[dict[str, Tensor]] = [{} for _ in range(count)]
-    for name, value in state.items():
-        parts = [torch.empty_like(value) for _ in range(count)]
-        distributed.all_gather(parts, value)
-        for each, part in zip(states, parts, strict=True):
-            each[name] = part
+    states: list[dict[str, Tensor]] = [{}] * count
+    distributed.all_gather_object(states, state)
     return states
 
 

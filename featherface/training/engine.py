@@ -154,9 +154,11 @@ def train_all_epochs(
 
 def train_one_epoch(run: Run, loader: FaceLoader, signals: list[int], bar: tqdm) -> None:
     """Train from batch `run.batch` to the end of the epoch; save and raise after a signal."""
-    started = time.monotonic() - run.seconds
+    waiting = time.monotonic()
+    started = waiting - run.seconds
     run.step.trained.train()
-    for batch in _waited_for(run, loader):
+    for batch in loader:
+        run.waited += time.monotonic() - waiting
         train_step(run, batch)
         run.batch += 1
         due = run.batch % CHECK_EVERY == 0 or run.batch == run.steps_per_epoch
@@ -174,6 +176,7 @@ def train_one_epoch(run: Run, loader: FaceLoader, signals: list[int], bar: tqdm)
             bar.close()
             run.print0(f"stopped and saved; continue with --resume {last}")
             raise KeyboardInterrupt
+        waiting = time.monotonic()
 
 
 def train_step(run: Run, batch: Batch) -> None:
@@ -204,18 +207,6 @@ def update(run: Run, losses: dict[str, Tensor]) -> None:
         run.ema.update(run.model)
     for name, value in losses.items():
         run.sums[name] = run.sums.get(name, 0.0) + value.detach()
-
-
-def _waited_for(run: Run, loader: FaceLoader) -> Iterator[Batch]:
-    """Yield the batches and add to `run.waited` the seconds that the loop waits for them."""
-    batches = iter(loader)
-    while True:
-        started = time.monotonic()
-        batch = next(batches, None)
-        run.waited += time.monotonic() - started
-        if batch is None:
-            return
-        yield batch
 
 
 def mean_loss(run: Run) -> float:
