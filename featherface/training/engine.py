@@ -98,7 +98,9 @@ def train(
             if validator:
                 run.print0(f"validation: {validator.description}")
             if worth_compiling(config.compile, run.device, steps=config.epochs * len(loader)):
-                compile_networks(run.networks, run.device)
+                teacher = run.step.teacher
+                by_torch = [teacher.model] if teacher and not teacher.session else []
+                compile_networks([run.model, *by_torch], run.device)
             wait_for_all()  # no process can fail in its set-up now, or still reads the old run
             if worker.first and not continued:
                 clear_folder(config)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from featherface.checkpoint import FORMAT, is_checkpoint, read_file, write_file
@@ -31,7 +31,7 @@ from featherface.errors import ConfigError, TrainingError
 from featherface.files import commit, sha256, versions, write_text
 from featherface.losses import Distillation
 from featherface.training.optim import Averages, make_optimizer, make_scheduler
-from featherface.training.step import Network, Step, digest_of, make_step
+from featherface.training.step import Step, digest_of, make_step
 
 
 def checkpoint_path(config: TrainConfig, what: int | str) -> Path:
@@ -149,7 +149,10 @@ class Run:
             criterion=criterion,
         )
         share_state(self.step.trained)
+        self.model = self.step.model
         self.ema = Averages(self.model, config.ema_decay) if config.ema_decay else None
+        # the averaged weights, or the trained ones if there is no average
+        self.averaged_model = self.ema.module if self.ema else self.model
         self.optimizer = make_optimizer(self.step.trained, config)
         self.scheduler = make_scheduler(self.optimizer, config, steps_per_epoch)
         self.facts = facts_of(self.step, config, photos, processes=self.worker.processes)
@@ -160,21 +163,6 @@ class Run:
         self.seconds = 0.0  # spent on them
         self.waited = 0.0  # of these, for the loader
         self.best_ap = -1.0  # highest validation AP so far
-
-    @property
-    def model(self) -> Network:
-        return self.step.model
-
-    @property
-    def averaged_model(self) -> Network:
-        """The averaged weights, or the trained ones if there is no average."""
-        return self.ema.module if self.ema else self.model  # type: ignore[return-value]
-
-    @property
-    def networks(self) -> list[nn.Module]:
-        """The student, and the teacher if torch runs it."""
-        teacher = self.step.teacher
-        return [self.model, *([teacher.model] if teacher and not teacher.session else [])]
 
     @property
     def images_per_step(self) -> int:

@@ -151,7 +151,8 @@ class SupervisedStep:
 
     def __call__(self, images: Tensor, targets: Target) -> dict[str, Tensor]:
         student = in_parts(self.student, images, self.config.accumulate, self.model)
-        terms, _ = _task(student.predictions, targets, _anchors(images), self.config)
+        anchors = make_anchors(images.shape[2], images.shape[3], images.device)
+        terms, _ = _task(student.predictions, targets, anchors, self.config)
         return {"loss": terms["task"], **terms}
 
 
@@ -187,7 +188,8 @@ class DistillationStep:
         parts = self.config.accumulate
         teacher = _concatenate([self.teacher(part) for part in images.chunk(parts)])
         student = in_parts(self.student, images, parts, self.model)
-        return self.losses(student, teacher, targets, _anchors(images))
+        anchors = make_anchors(images.shape[2], images.shape[3], images.device)
+        return self.losses(student, teacher, targets, anchors)
 
     def losses(
         self, student: Outputs, teacher: Outputs, targets: Target, anchors: Tensor
@@ -216,10 +218,6 @@ def _task(
 ) -> tuple[dict[str, Tensor], Tensor]:
     weights = {"box_weight": config.box_weight, "landmark_weight": config.landmark_weight}
     return multibox(predictions, targets, anchors, **weights)
-
-
-def _anchors(images: Tensor) -> Tensor:
-    return make_anchors(images.shape[2], images.shape[3], images.device)
 
 
 Step = SupervisedStep | DistillationStep
