@@ -6,15 +6,18 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.ready
 READY_DEV = $(VENV)/.ready-dev
+PAGE = docs/demo/dist/offline.js
+PAGE_SOURCES = $(wildcard docs/demo/*.* docs/demo/src/*) docs/astronaut.jpg results/v2/featherface_v2_deployment.onnx
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint browser clean
 
 help:
-	@echo "make demo   run the notebook: synthesise photos, train V1, distil V2, evaluate, export (12 minutes on 2 busy cores)"
-	@echo "make test   run the tests (6 minutes on 2 cores)"
-	@echo "make lint   ruff and mypy"
-	@echo "make clean  remove the environment and caches; data, weights and results stay"
+	@echo "make demo     run the notebook: synthesise photos, train V1, distil V2, evaluate, export (12 minutes on 2 busy cores)"
+	@echo "make test     run the tests (6 minutes on 2 cores)"
+	@echo "make lint     ruff and mypy"
+	@echo "make browser  build the page that finds faces in a browser, in docs/demo/dist (needs Node.js)"
+	@echo "make clean    remove the environment and caches; data, weights and results stay"
 
 $(READY): requirements.txt pyproject.toml
 	@echo "==> making the environment in $(VENV) (PyTorch is a large download)"
@@ -33,6 +36,7 @@ demo: $(READY_DEV)
 	$(BIN)/python scripts/run_notebook.py
 
 test: $(READY_DEV)
+	@if command -v npm > /dev/null; then $(MAKE) browser || echo "==> the page is not built: its tests are skipped"; fi
 	@echo "==> running the tests"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
 
@@ -42,5 +46,13 @@ lint: $(READY_DEV)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+browser: $(PAGE)
+
+$(PAGE): $(PAGE_SOURCES)
+	@command -v npm > /dev/null || { echo "make browser needs Node.js 18 or newer, with npm" >&2; exit 2; }
+	@echo "==> building the page in docs/demo/dist"
+	cd docs/demo && npm ci --silent --no-audit --no-fund && npm run --silent build
+
 clean:
+	rm -rf docs/demo/node_modules docs/demo/dist
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis featherface.egg-info
