@@ -14,7 +14,7 @@ from typing import Any
 
 from featherface import cli
 from featherface.config import DISPLAY_SCORE, EVALUATION_SCORE
-from featherface.errors import CheckpointError, ConfigError
+from featherface.errors import CheckpointError, ConfigError, printable
 from featherface.evaluation.consistency import compare
 from featherface.evaluation.curves import (
     Evaluation,
@@ -54,7 +54,7 @@ def evaluate_command(description: str | None) -> None:
             results = run_detectors(args, files, data)
     notes = [str(warning.message) for warning in caught]
     for note in notes:
-        print(f"warning: {note}", file=sys.stderr)
+        print(f"warning: {printable(note)}", file=sys.stderr)
     if results:
         record = {**describe(args, files, data), "warnings": notes}
         report(args, results, record)
