@@ -19,11 +19,11 @@ help:
 	@echo "make browser  build the page that finds faces in a browser, in docs/demo/dist (needs Node.js)"
 	@echo "make clean    remove the environment and caches; data, weights and results stay"
 
-$(READY): requirements.txt pyproject.toml
+$(READY): pyproject.toml
 	@echo "==> making the environment in $(VENV) (PyTorch is a large download)"
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 10) else 0)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[notebook]'
 	@touch $@
 
 $(READY_DEV): $(READY)

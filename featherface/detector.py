@@ -20,12 +20,12 @@ from featherface.config import (
 from featherface.distributed import pick_device
 from featherface.errors import CheckpointError
 from featherface.face_detector import Arrays, FaceDetector
-from featherface.files import CHECKOUT
+from featherface.files import shipped_file
 from featherface.images import network_input
 from featherface.onnx_detector import OnnxDetector
 from featherface.structures import Predictions
 
-SHIPPED_WEIGHTS = CHECKOUT / "weights/v2/FeatherFaceV2_final.pth"
+SHIPPED_WEIGHTS = shipped_file("weights/v2/FeatherFaceV2_final.pth")
 
 
 def normalise(images: Tensor) -> Tensor:

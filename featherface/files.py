@@ -14,7 +14,17 @@ from pathlib import Path
 from featherface.errors import ConfigError
 
 CHECKOUT = Path(__file__).resolve().parents[1]  # root of the repository, if run from a checkout
+INSTALLED = Path(__file__).resolve().parent / "weights"  # in a wheel: the shipped files
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "onnxruntime")
+
+
+def shipped_file(path: str) -> Path:
+    """Find a file that belongs to the package, given its path in the repository.
+
+    A wheel holds it in featherface/weights; a checkout and an editable install hold it at `path`.
+    """
+    installed = INSTALLED / Path(path).name
+    return installed if installed.is_file() else CHECKOUT / path
 
 
 def check_writable(folder: str | os.PathLike) -> None:

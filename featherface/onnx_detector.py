@@ -16,14 +16,14 @@ import numpy as np
 from featherface.config import DISPLAY_SCORE, MEAN_BGR, NMS_IOU
 from featherface.errors import CheckpointError, ConfigError
 from featherface.face_detector import Arrays, FaceDetector, suppress
-from featherface.files import CHECKOUT
+from featherface.files import shipped_file
 from featherface.images import fit_long_side, network_input
 
 if TYPE_CHECKING:
     import torch
     from onnxruntime import InferenceSession
 
-SHIPPED_GRAPH = CHECKOUT / "results/v2/featherface_v2_deployment.onnx"
+SHIPPED_GRAPH = shipped_file("results/v2/featherface_v2_deployment.onnx")
 Provider = str | tuple[str, dict[str, Any]]  # a name, or a name with options
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
