@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from featherface.config import NMS_IOU, SETTINGS, TrainConfig
-from featherface.errors import FeatherFaceError, printable
+from featherface.errors import FeatherFaceError, MissingExtraError, extra_of, printable
 
 
 def flag(name: str) -> tuple[str, ...]:
@@ -101,6 +101,11 @@ def run(main: Callable[[], None]) -> None:
         main()
     except FeatherFaceError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        if extra_of(error) is None:
+            raise
+        print(f"error: {MissingExtraError('this command', error)}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:  # no permission, no space, and the like
         name = error.filename2 or error.filename  # of a renaming that failed, the target

@@ -40,3 +40,25 @@ class TrainingError(FeatherFaceError, RuntimeError):
 
 class ExportError(FeatherFaceError, RuntimeError):
     """An exported model does not compute what the trained network does."""
+
+
+EXTRAS = {  # {module of a missing library: the extra that installs it}
+    **dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "gdown"), "train"),
+    **dict.fromkeys(("scipy", "pandas", "matplotlib"), "train"),
+    **dict.fromkeys(("IPython", "jupyter_client", "nbformat", "nbclient", "psutil"), "notebook"),
+}
+
+
+class MissingExtraError(FeatherFaceError, ImportError):
+    """A library of an extra is not installed."""
+
+    def __init__(self, what: str, error: ModuleNotFoundError) -> None:
+        library, extra = (error.name or "").split(".")[0], extra_of(error)
+        super().__init__(
+            f"{what} needs {library}, which is not installed: pip install 'featherface[{extra}]'"
+        )
+
+
+def extra_of(error: ModuleNotFoundError) -> str | None:
+    """The extra that installs the missing module; None for modules of no extra."""
+    return EXTRAS.get((error.name or "").split(".")[0])

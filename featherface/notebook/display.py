@@ -72,7 +72,7 @@ def explain(error: BaseException) -> None:
     elif isinstance(error, FeatherFaceError):
         problem(str(error))
     elif isinstance(error, ImportError):
-        hint = "bring the checkout up to date, or pip install -e '.[dev]'"
+        hint = "bring the checkout up to date, or pip install -e '.[notebook]'"
         problem(f"{error.msg.split(' (')[0]}: {hint}")
     elif isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
