@@ -11,15 +11,9 @@ from featherface.data.widerface import Photo, find_dataset, read_annotations
 from featherface.errors import DataError
 from featherface.evaluation.consistency import box_sizes
 from featherface.evaluation.curves import Evaluation, make_curves, match_detections
-from featherface.evaluation.submission import (
-    Found,
-    gather,
-    image_key,
-    image_stem,
-    load_predictions,
-)
+from featherface.evaluation.submission import Found, gather, image_key, image_stem
 from featherface.evaluation.widerface import GroundTruth, precision_recall, read_ground_truth
-from featherface.images import PHOTO_SUFFIXES
+from featherface.images import PHOTO_SUFFIXES, files_below
 
 SMALL, LARGE = 32.0, 96.0  # pixels: small < 32 ≤ medium ≤ 96 < large
 _MAT_FILES = ("ground_truth/wider_face_val.mat", "wider_face_val.mat")
@@ -47,7 +41,7 @@ def precision_recall_boxes(
     names = list(truths)
     key = image_stem if len({image_stem(name) for name in names}) == len(names) else image_key
     boxes = [_corners(truths[name], name) for name in names]
-    rows = gather(load_predictions(predictions), names, known=names, key=key)
+    rows = gather(predictions, names, known=names, key=key)
     sizes = [box_sizes(box) for box in boxes]
     wanted = [
         (size >= min_size) & ~np.asarray((ignored or {}).get(name, np.zeros(len(size))), bool)
@@ -167,6 +161,5 @@ def _without_annotation(root: Path) -> list[Photo]:
         return []
     return [
         Photo.unlabelled(path, path.relative_to(folder).as_posix())
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in PHOTO_SUFFIXES
+        for path in files_below(folder, PHOTO_SUFFIXES)
     ]

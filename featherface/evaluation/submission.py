@@ -73,7 +73,7 @@ def as_rows(value: np.ndarray | Detections, where: str) -> np.ndarray:
 
 
 def gather(
-    predictions: InMemory, names: list[str], known: Iterable[str], key: Callable[[str], str]
+    predictions: Found, names: list[str], known: Iterable[str], key: Callable[[str], str]
 ) -> list[np.ndarray]:
     """Return the detections of the images `names`, in that order: (K, 5) x, y, w, h, score each.
 
@@ -82,6 +82,8 @@ def gather(
     an EvaluationWarning names them. DataError for two predictions of one image, for malformed ones,
     and if no prediction belongs to an annotated image.
     """
+    if not isinstance(predictions, Mapping):
+        predictions = read_submission(predictions)
     found: dict[str, np.ndarray] = {}
     for name, value in predictions.items():
         if key(name) in found:
@@ -110,11 +112,6 @@ def _name_missing(missing: list[str], names: list[str]) -> str:
     gone = [folder for folder, count in present.items() if folder and not count]
     single = [name for name in missing if os.path.dirname(name) not in gone]
     return name_some([f"all of {folder}" for folder in gone] + single)
-
-
-def load_predictions(predictions: Found) -> InMemory:
-    """Read a submission folder or zip; return detections in memory as they are."""
-    return predictions if isinstance(predictions, Mapping) else read_submission(predictions)
 
 
 def read_submission(source: str | os.PathLike) -> dict[str, np.ndarray]:

@@ -14,13 +14,7 @@ import numpy as np
 
 from featherface.errors import DataError
 from featherface.evaluation.curves import Evaluation, make_curves, match_detections
-from featherface.evaluation.submission import (
-    Found,
-    gather,
-    image_stem,
-    load_predictions,
-    name_some,
-)
+from featherface.evaluation.submission import Found, gather, image_stem, name_some
 from featherface.structures import Curve
 
 SETTINGS = ("easy", "medium", "hard")
@@ -149,7 +143,7 @@ def precision_recall(
         whole = read_ground_truth(whole)
     truth = whole if images is None else whole.subset(images)
     names = [f"{event}/{stem}" for event, stem in zip(truth.events, truth.stems, strict=True)]
-    rows = gather(load_predictions(predictions), names, known=whole.stems, key=image_stem)
+    rows = gather(predictions, names, known=whole.stems, key=image_stem)
     kept = {name: np.concatenate(masks) for name, masks in truth.kept.items()}
     return make_curves(match_detections(rows, truth.boxes), kept, images=len(truth.stems))
 
