@@ -1,8 +1,4 @@
-"""Exporting a network to ONNX, without the exporter's messages.
-
-The one place that calls torch.onnx.export: for deployment (featherface.export) and for the teacher
-that ONNX Runtime runs during training.
-"""
+"""Export of a network to ONNX without the exporter's messages: for deployment and the teacher."""
 
 import logging
 import warnings

@@ -13,11 +13,12 @@ from featherface.models.context import GroupedContext, LightShuffleBlock
 from featherface.models.layers import ChannelGate, SpatialGate
 from featherface.models.necks import Fusion, LightBiFPN, halve
 
-BLOCK = 16  # channels a block
+BLOCK = 16  # channels per block
+TILE = 4  # the spatial gate computes 4×4 positions at once
 
 
 def folded(convolution: nn.Conv2d, bn: nn.BatchNorm2d | None = None) -> nn.Conv2d:
-    """The convolution with the batch norm after it (as in eval mode) folded in; with bias.
+    """Fold the batch norm after a convolution (as in eval mode) into it; with bias.
 
     Groups become dense; a depthwise convolution stays depthwise.
     """
@@ -39,12 +40,11 @@ def folded(convolution: nn.Conv2d, bn: nn.BatchNorm2d | None = None) -> nn.Conv2
 
 def folded_all(part: nn.Module) -> list[nn.Conv2d]:
     """Every convolution of [convolution, batch norm, activation, convolution, batch norm, …]."""
-    layers = list(part.children())
-    convolutions = []
-    for layer, after in pairwise(layers):
-        if isinstance(layer, nn.Conv2d) and isinstance(after, nn.BatchNorm2d):
-            convolutions.append(folded(layer, after))
-    return convolutions
+    return [
+        folded(layer, after)
+        for layer, after in pairwise(part.children())
+        if isinstance(layer, nn.Conv2d) and isinstance(after, nn.BatchNorm2d)
+    ]
 
 
 def _dense(weight: Tensor, groups: int) -> Tensor:
@@ -73,7 +73,7 @@ def bias_of(convolution: nn.Conv2d) -> Tensor:
 
 
 def merged(*convolutions: nn.Conv2d) -> nn.Conv2d:
-    """Dense convolutions of one kind that read the same map as one: outputs one after the other."""
+    """Merge dense convolutions of one kind that read the same map: their outputs in order."""
     first = convolutions[0]
     return make(
         torch.cat([part.weight for part in convolutions]),
@@ -86,20 +86,17 @@ def merged(*convolutions: nn.Conv2d) -> nn.Conv2d:
 def scale(channels: int, factor: float) -> nn.Conv2d:
     """Multiply by a constant, as a depthwise 1×1 convolution.
 
-    Unlike a multiplication it keeps the blocks, and ONNX Runtime lets it add another map for
-    nothing.
+    Unlike a multiplication it keeps the blocks, and ONNX Runtime can fuse an addition into it.
     """
     weight = torch.full((channels, 1, 1, 1), factor)
     return make(weight, torch.zeros(channels), groups=channels)
 
 
-TILE = 4  # the spatial gate computes 4×4 positions at once
-
-
 def separable(block: nn.Module) -> nn.Sequential:
     """[depthwise, BN, LeakyReLU, pointwise, BN, LeakyReLU], folded."""
-    parts = [(part, nn.LeakyReLU(_slope(block))) for part in folded_all(block)]
-    return nn.Sequential(*(layer for pair in parts for layer in pair))
+    first, second = folded_all(block)
+    slope = _slope(block)
+    return nn.Sequential(first, nn.LeakyReLU(slope), second, nn.LeakyReLU(slope))
 
 
 def _slope(block: nn.Module) -> float:
@@ -175,10 +172,10 @@ class Gate(nn.Module):
 
 def _tiled(seven: nn.Conv2d) -> nn.Conv2d:
     """A 7×7 convolution to one channel → one of stride TILE to the positions of a tile."""
-    shifts = [(row, column) for row in range(TILE) for column in range(TILE)]
     weights = [
         F.pad(seven.weight, (column, TILE - 1 - column, row, TILE - 1 - row))
-        for row, column in shifts
+        for row in range(TILE)
+        for column in range(TILE)
     ]
     return make(torch.cat(weights), bias_of(seven).repeat(TILE**2), stride=TILE)
 

@@ -87,7 +87,7 @@ def quantise(
 
 
 def _pays(node: NodeProto, weights: dict[str, np.ndarray], smallest: int) -> bool:
-    """A dense convolution with many constant weights."""
+    """Return True for a dense convolution with many constant weights."""
     if node.op_type != "Conv" or node.input[1] not in weights:
         return False
     groups = next((a.i for a in node.attribute if a.name == "group"), 1)
@@ -97,7 +97,7 @@ def _pays(node: NodeProto, weights: dict[str, np.ndarray], smallest: int) -> boo
 def _ranges(
     model: ModelProto, nodes: Sequence[NodeProto], pictures: Sequence[np.ndarray]
 ) -> dict[str, Range]:
-    """Smallest and largest value of every map that the nodes read or write, zero included."""
+    """Find the range, zero included, of every map that the nodes read or write."""
     names = list(dict.fromkeys(name for node in nodes for name in (node.input[0], node.output[0])))
     seen = {name: (0.0, 0.0) for name in names}
     session = open_model(_with_outputs(model, names))
@@ -110,7 +110,7 @@ def _ranges(
 
 
 def _with_outputs(model: ModelProto, names: Sequence[str]) -> ModelProto:
-    """A copy that also gives these maps."""
+    """Copy the model with these maps as further outputs."""
     copy = ModelProto.FromString(model.SerializeToString())
     for name in names:
         copy.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
@@ -118,14 +118,14 @@ def _with_outputs(model: ModelProto, names: Sequence[str]) -> ModelProto:
 
 
 def _scores(model: ModelProto, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """The face scores (2, N) of both anchors of every cell, for each picture."""
+    """Compute the face scores (2, N) of both anchors of each cell, for each picture."""
     session = open_model(_with_outputs(model, [VALUES]))
     values = (session.run([VALUES], {"image": picture})[0] for picture in pictures)
     return [1 / (1 + np.exp(-part[0, :2])) for part in values]
 
 
 def _mean_change(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> float:
-    """Mean |difference| over the scores that matter in either."""
+    """Return the mean |difference| over the scores that matter in either."""
     changes = []
     for before, after in zip(expected, found, strict=True):
         matter = np.maximum(before, after) > SEEN
@@ -135,14 +135,14 @@ def _mean_change(expected: Sequence[np.ndarray], found: Sequence[np.ndarray]) ->
 
 
 def _small(model: ModelProto, layers: Sequence[NodeProto], ranges: dict[str, Range]) -> ModelProto:
-    """The model as it is written: 8-bit layers, the rest stored in 16 bits, short names."""
+    """Make the model to write: 8-bit layers, the rest stored in 16 bits, short names."""
     return _shorten_names(_store_in_half(_with_qdq(model, layers, ranges)))
 
 
 def _with_qdq(
     model: ModelProto, layers: Sequence[NodeProto], ranges: dict[str, Range]
 ) -> ModelProto:
-    """A copy whose `layers` read, multiply and write 8-bit numbers."""
+    """Copy the model with `layers` that read, multiply and write 8-bit numbers."""
     wanted = {node.name for node in layers}
     constants = _constants(model)
     nodes: list[NodeProto] = []
@@ -168,7 +168,7 @@ def _constants(model: ModelProto) -> Constants:
 
 
 def _rebuilt(model: ModelProto, nodes: Sequence[NodeProto], constants: Constants) -> ModelProto:
-    """A copy of the model with other nodes, and with those of the constants that they use."""
+    """Copy the model with other nodes, and with those of the constants that they use."""
     used = {name for node in nodes for name in node.input}
     kept = [numpy_helper.from_array(value, name) for name, value in constants.items()
             if name in used]  # fmt: skip
@@ -178,7 +178,7 @@ def _rebuilt(model: ModelProto, nodes: Sequence[NodeProto], constants: Constants
 
 
 def _round_trip(source: str, target: str, span: Range, constants: Constants) -> list[NodeProto]:
-    """The nodes of source → uint8 → target, float again."""
+    """Return the nodes of source → uint8 → target, which is float again."""
     step = max(span[1] - span[0], 1e-6) / 255
     names = [f"{target}_scale", f"{target}_zero"]
     constants[names[0]] = np.array(step, np.float32)

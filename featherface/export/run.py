@@ -131,7 +131,7 @@ def export(
 
 
 def parse_size(text: str) -> Size | None:
-    """Read "640x480" as height 640, width 480; "" → None. ConfigError for anything else."""
+    """Read "640x480" as height 640, width 480; "" → None. Raises ConfigError for other text."""
     if not text:
         return None
     parts = text.lower().replace("×", "x").split("x")
@@ -192,7 +192,7 @@ def _build(
 
 
 def _name(model: nn.Module, kind: str, size: Size | None) -> str:
-    """featherface_v2_deployment.onnx is the end-to-end form for any size; others add theirs."""
+    """Name a file: featherface_v2_deployment.onnx is the end-to-end form for any size."""
     parts = [f"featherface_{model.name}_deployment", *([kind] if kind != "end_to_end" else [])]
     return "_".join(parts + ([f"{size[0]}x{size[1]}"] if size else [])) + ".onnx"
 
