@@ -32,8 +32,8 @@ $(READY_DEV): $(READY)
 	@touch $@
 
 demo: $(READY_DEV)
-	@echo "==> running the notebook; its page appears in results/, the exported files in results/v2"
-	$(BIN)/python scripts/run_notebook.py
+	@echo "==> running the notebook; its page appears in results/notebook, all other files in results/v2/quick_run"
+	$(BIN)/python scripts/run_notebook.py --mode quick
 
 test: $(READY_DEV)
 	@if command -v npm > /dev/null; then $(MAKE) browser || echo "==> the page is not built: its tests are skipped"; fi

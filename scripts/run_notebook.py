@@ -1,4 +1,4 @@
-"""Run the notebook without a browser; write the executed copy and an HTML page into results/."""
+"""Run the notebook without a browser; write the executed copy and an HTML page of it."""
 
 import json
 import os
@@ -20,8 +20,9 @@ from traitlets import default
 from featherface.cli import parser, run
 from featherface.errors import ConfigError
 from featherface.files import CHECKOUT, check_writable, write_text
-from featherface.notebook.display import PROBLEM, STATUS, SUMMARY
-from featherface.notebook.session import REAL_DATA, configs
+from featherface.notebook.display import PROBLEM, STATUS
+from featherface.notebook.results import summary
+from featherface.notebook.session import REAL_DATA, configs, current_session
 
 NOTEBOOK = CHECKOUT / "notebooks/03_train_evaluate_featherface_v2.ipynb"
 NO_ALT = 'alt="No description has been provided for this image"'  # what nbconvert writes
@@ -44,7 +45,7 @@ class Kernel(AsyncKernelManager):
 
 
 class LiveClient(NotebookClient):
-    """Print each section as it begins, and its progress, problems and summary."""
+    """Print each section as it begins, and its progress and problems."""
 
     section, problems, started, printed, printed_at = "", 0, 0.0, "", 0.0
 
@@ -63,7 +64,7 @@ class LiveClient(NotebookClient):
             mark = msg["content"].get("metadata", {}).get("featherface", "")
             text = msg["content"].get("data", {}).get("text/plain", "")
             due = time.monotonic() - self.printed_at > STATUS_EVERY or "process" not in text
-            if mark in (PROBLEM, SUMMARY) or (mark == STATUS and due and text != self.printed):
+            if mark == PROBLEM or (mark == STATUS and due and text != self.printed):
                 print("\n".join(f"        {line}" for line in text.splitlines()), flush=True)
                 self.printed, self.printed_at = text, time.monotonic()
             self.problems += mark == PROBLEM
@@ -145,7 +146,9 @@ def main() -> None:
     commands.add_argument(
         "--fresh", action="store_true", help="train again even if a finished run exists"
     )
-    commands.add_argument("--out", default="results", help="folder of the copy and the page")
+    commands.add_argument(
+        "--out", default="results/notebook", help="folder of the executed copy and its page"
+    )
     args = commands.parse_args()
     try:
         settings = dict(json.loads(args.settings))
@@ -156,8 +159,12 @@ def main() -> None:
     parameters = {"MODE": args.mode, "SETTINGS": settings, "FRESH": args.fresh}
     _, problems = run_notebook(out, parameters=parameters)
     page = out / f"{NOTEBOOK.stem}.html"
+    print(
+        f"done in {(time.monotonic() - started) / 60:.1f} minutes; paths are relative to ", end=""
+    )
+    gives = summary(current_session())["value"]  # works in the notebook's folder from here on
+    print(Path.cwd(), *(f"{what}: {value}" for what, value in gives.items()), sep="\n")
     print(f"page: {page} ({page.stat().st_size / 1e6:.1f} MB)")
-    print(f"done in {(time.monotonic() - started) / 60:.1f} minutes")
     if problems:
         raise ConfigError(f"{problems} steps were not done: see above, or the page")
 

@@ -83,11 +83,12 @@ def test_an_unknown_mode_is_refused():
 def test_quick_mode_leaves_the_shipped_weights_alone(work):
     current = nb.open_session("quick")
     assert Path.cwd() == work
-    assert current.run == Path("results/v2/quick_run")
+    assert current.run == current.results == Path("results/v2/quick_run")
     assert current.config.epochs == 5 and current.config.temperature == 1.0
     assert current.deployed == session.SHIPPED_WEIGHTS
     full = nb.open_session("full")
     assert full.run == Path("weights/v2") and full.config.epochs == 400
+    assert full.results == Path("results/v2")
     assert (full.config.temperature, full.config.alpha) == (1.0, 0.7)
 
 
@@ -138,9 +139,11 @@ def test_real_photographs_are_used_where_there_are_some(work):
 
 
 def test_after_a_restart_the_session_is_found_again(work, monkeypatch):
+    nb.write_record(nb.open_session("full"))
+    os.utime("results/v2/notebook_config.json", (1, 1))
     first = nb.open_session("quick", settings={"epochs": 3}, demo_photos=(2, 1))
     nb.write_record(first)
-    record = json.loads((work / "results/v2/notebook_config.json").read_text())
+    record = json.loads((work / "results/v2/quick_run/notebook_config.json").read_text())
     assert record["settings"]["epochs"] == 3 and record["versions"]["torch"]
     assert str(work) not in json.dumps(record["data"])
     monkeypatch.setattr(session, "_current", None)
@@ -391,7 +394,7 @@ def test_the_comparison_holds_times_and_quality(work):
     nb.remember(current, "V2, shipped", calibration_error=0.05)
     times = pd.DataFrame([{"detector": "V1", "what": "forward", "median": 3.0}])
     assert nb.write_comparison(current, times).loc["calibration_error", "V2, shipped"] == 0.05
-    table = pd.read_csv(work / "results/v2/performance_comparison.csv").set_index("what")
+    table = pd.read_csv(current.results / "performance_comparison.csv").set_index("what")
     assert table.loc["forward", "median"] == 3 and table.loc["forward", "detector"] == "V1"
     assert table.loc["quality", "parameters"] == 256_156
 
@@ -417,7 +420,12 @@ def test_it_runs_from_top_to_bottom(work):
     assert page.stat().st_size < 2e6
     assert "No description has been provided" not in page.read_text()
     made = ["performance_comparison.csv", "notebook_config.json", "precision_recall.png"]
-    made += ["quick_run/FeatherFaceV2_final.pth", "quick_run/training_log.csv"]
+    made += ["FeatherFaceV2_final.pth", "training_log.csv", "faces.jpg"]
     made += ["featherface_v2_deployment.pth", "featherface_v2_deployment.onnx", "README.md"]
+    assert [path.name for path in (work / "results/v2").iterdir()] == ["quick_run"]
+    gives = nb.summary(nb.current_session())["value"]
+    files = " ".join(gives[["file", "picture"]])
     for name in made:
-        assert (work / "results/v2" / name).is_file(), name
+        assert f"results/v2/quick_run/{name}" in files, name
+    assert {"AP of V1", "AP of V2, this run", "AP of V2, shipped"} < set(gives.index)
+    assert gives.index[-1] == "picture"

@@ -24,7 +24,7 @@ from featherface.files import CHECKOUT
 
 DPI, JPEG_QUALITY = 80, 80
 # marks in an output's metadata, for scripts/run_notebook.py
-PROBLEM, STATUS, SUMMARY = "problem", "status", "summary"
+PROBLEM, STATUS = "problem", "status"
 _BOX = "border-left:4px solid #D55E00;padding:6px 12px;margin:4px 0;max-width:60em"
 
 
@@ -106,10 +106,9 @@ def _shortened(text: str) -> str:
     return text
 
 
-def note(text: str, *, mark: str = "") -> None:
+def note(text: str) -> None:
     """Show a few lines of Markdown."""
-    metadata = {"featherface": mark} if mark else {}
-    display({"text/markdown": text, "text/plain": text}, raw=True, metadata=metadata)
+    display({"text/markdown": text, "text/plain": text}, raw=True)
 
 
 def folded(table: pd.DataFrame, caption: str) -> HTML:

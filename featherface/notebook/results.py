@@ -11,12 +11,12 @@ from torch import nn
 from featherface.benchmark.speed import operation_counter
 from featherface.files import versions, write_text
 from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
-from featherface.notebook.display import SUMMARY, note
 from featherface.notebook.process import CONFIG_FILE, read_log
 from featherface.notebook.session import Session
 
 COMPARISON = "performance_comparison.csv"
 FIGURES = "figures.json"
+PICTURE = "faces.jpg"  # of section 8
 PARTS = {
     "backbone": "backbone (MobileNetV1 ×0.25)",
     "backbone_attention": "attention on the backbone",
@@ -80,7 +80,7 @@ def remembered(session: Session) -> dict[str, dict[str, Any]]:
 
 
 def write_comparison(session: Session, times: pd.DataFrame) -> pd.DataFrame:
-    """Write results/v2/performance_comparison.csv: one row per time, one per detector's quality.
+    """Write performance_comparison.csv: one row per time, one per detector's quality.
 
     times: from `compare_speed`. Returns the rows about quality: costs, AP in percent, agreement and
     calibration, as far as `remember` has them.
@@ -100,24 +100,30 @@ def write_comparison(session: Session, times: pd.DataFrame) -> pd.DataFrame:
     return quality.drop(columns="what").set_index("detector").T
 
 
-def summary(session: Session) -> None:
-    """Show at the end what this run gives: AP, times, and the files that it wrote."""
-    lines = []
+def summary(session: Session) -> pd.DataFrame:
+    """List what this run gives: AP in percent, times, the files that it wrote, and one picture.
+
+    Column: value; the index says what it is.
+    """
+    rows = []
     for name, figures in remembered(session).items():
         parts = [f"{k[3:].replace('_', ' ')} {v:.1f}" for k, v in figures.items() if k[:3] == "ap_"]
-        lines += [f"AP in percent of {name}: {', '.join(parts)}"] if parts else []
+        rows += [(f"AP of {name}", f"{', '.join(parts)} (percent)")] if parts else []
     for model, folder in (("V1", session.teacher_config.save_folder), ("V2", session.run)):
         log = read_log(Path(folder))
         if len(log):
             minutes = log["seconds"].sum() / 60
-            lines.append(f"training of {model}: {len(log)} epochs in {minutes:.1f} minutes")
+            rows.append((f"training of {model}", f"{len(log)} epochs in {minutes:.1f} minutes"))
     table = session.results / COMPARISON
     if table.is_file():
         for row in pd.read_csv(table).query("what == 'forward' and height == 640").itertuples():
-            lines.append(f"{row.detector} in {row.engine}: {row.median:.1f} ms at 640×640")
+            rows.append((f"{row.detector} in {row.engine}", f"{row.median:.1f} ms at 640×640"))
     config = session.run / CONFIG_FILE
     begin = config.stat().st_mtime if config.is_file() else 0.0
     for path in (session.final, *sorted(session.results.iterdir())):
-        if path.is_file() and path.stat().st_mtime >= begin:
-            lines.append(f"file {path.as_posix()}")
-    note("\n".join(f"- {line}" for line in lines), mark=SUMMARY)
+        used = path.suffix in (".pth", ".onnx", ".csv", ".json", ".md", ".png", ".jpg")
+        if path.is_file() and used and path.stat().st_mtime >= begin:
+            kind = "picture" if path.name == PICTURE else "file"
+            rows.append((kind, f"{path.as_posix()} ({path.stat().st_size / 1e6:.2f} MB)"))
+    rows.sort(key=lambda row: row[0] == "picture")  # at the end
+    return pd.DataFrame(rows, columns=["what", "value"]).drop_duplicates().set_index("what")

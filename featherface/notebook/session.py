@@ -22,8 +22,9 @@ from featherface.files import CHECKOUT
 from featherface.notebook.display import continue_after_errors, install
 
 MODES = ("auto", "quick", "full")
-REAL_DATA, RESULTS = Path("data/widerface"), Path("results/v2")
-RECORD = RESULTS / "notebook_config.json"
+REAL_DATA = Path("data/widerface")
+RESULTS, QUICK_RESULTS = Path("results/v2"), Path("results/v2/quick_run")  # by mode
+RECORD = "notebook_config.json"
 TEACHERS = (Path("weights/featherface_v1.pth"), Path("weights/v1/FeatherFaceV1_final.pth"))
 QUICK_PHOTOS = 800  # of real photos, to train on in quick mode
 MEASURED_PHOTOS = 160  # of real photos, to evaluate on in quick mode
@@ -39,7 +40,8 @@ class Session:
     V1 weights exist. settings: what the user changed. fresh: train again even if a finished run
     exists. data: the data folder; run: the save folder of V2's training; teacher: the V1 weights
     that V2 learns from, which may have to be trained first; final: the weights that the training
-    writes; results: the folder of everything else that the notebook writes.
+    writes; results: the folder of everything else that the notebook writes, which is one that git
+    ignores in quick mode.
     """
 
     mode: str
@@ -49,7 +51,10 @@ class Session:
     teacher_config: TrainConfig
     settings: Mapping[str, Any]
     fresh: bool = False
-    results: Path = RESULTS
+
+    @property
+    def results(self) -> Path:
+        return QUICK_RESULTS if self.mode == "quick" else RESULTS
 
     @property
     def data(self) -> Path:
@@ -110,16 +115,15 @@ def open_session(
     demo_photos: tuple[int, int] = (400, 40),
     fresh: bool = False,
 ) -> Session:
-    """Choose mode, data and settings, and work in the project's root from now on.
+    """Choose mode, data and settings, and work in the folder of `enter_root` from now on.
 
     mode: auto, quick or full; for auto FEATHERFACE_MODE in the environment decides. settings:
     training settings that differ from the mode's. demo_photos: how many photos to synthesise.
-    fresh: train again even if a finished run exists. FEATHERFACE_ROOT names another folder to work
-    in. Raises ConfigError for an invalid setting.
+    fresh: train again even if a finished run exists. Raises ConfigError for an invalid setting.
     """
     global _current
     install()
-    os.chdir(os.environ.get("FEATHERFACE_ROOT") or CHECKOUT)
+    enter_root()
     mode = mode if mode != "auto" else os.environ.get("FEATHERFACE_MODE", "auto")
     counts = {split: _count(REAL_DATA, split) for split in ("train", "val")}
     complete = all(count == FULL_COUNTS[split] for split, count in counts.items())
@@ -135,13 +139,25 @@ def open_session(
     return _current
 
 
+def enter_root() -> None:
+    """Change the working folder to the repository, or to FEATHERFACE_ROOT if that is set.
+
+    An installed package has no repository, and a hosted one may be read-only: then the working
+    folder stays.
+    """
+    here = CHECKOUT if (CHECKOUT / "notebooks").is_dir() and os.access(CHECKOUT, os.W_OK) else "."
+    os.chdir(os.environ.get("FEATHERFACE_ROOT") or here)
+
+
 def current_session() -> Session:
-    """The session of this kernel, or after a restart the one that was recorded last."""
+    """Return the session of this kernel, or after a restart the one that was recorded last."""
     if _current is not None:
         return _current
-    os.chdir(os.environ.get("FEATHERFACE_ROOT") or CHECKOUT)
+    enter_root()
+    records = [path / RECORD for path in (RESULTS, QUICK_RESULTS) if (path / RECORD).is_file()]
     try:
-        recorded = json.loads(RECORD.read_text(encoding="utf-8"))["session"]
+        newest = max(records, key=lambda path: path.stat().st_mtime)
+        recorded = json.loads(newest.read_text(encoding="utf-8"))["session"]
         mode, settings = recorded["mode"], dict(recorded["settings"])
         train, val = recorded["demo_photos"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -170,12 +186,12 @@ def configs(mode: str, data: Path, settings: Mapping[str, Any]) -> tuple[TrainCo
     Raises ConfigError for a setting that does not exist, or has the wrong type or range.
     """
     quick = mode == "quick"
-    own = RESULTS / "quick_run/teacher" if quick else Path(PRESETS["v1"].save_folder)
+    own = QUICK_RESULTS / "teacher" if quick else Path(PRESETS["v1"].save_folder)
     teacher = next((path for path in TEACHERS if path.is_file()), None)
     teacher = teacher or (own / "FeatherFaceV1_final.pth" if quick else TEACHERS[0])
     changes: dict[str, Any] = {"data": data.as_posix(), "teacher_model": teacher.as_posix()}
     if quick:
-        changes |= {"limit": QUICK_PHOTOS, "save_folder": (RESULTS / "quick_run").as_posix()}
+        changes |= {"limit": QUICK_PHOTOS, "save_folder": QUICK_RESULTS.as_posix()}
         changes |= {**QUICK, "validate_every": 1, "validate_photos": 40}
     else:
         changes |= {"validate_every": 10, "validate_photos": 500}

@@ -125,7 +125,7 @@ def learning_rates(config: TrainConfig, steps_per_epoch: int) -> np.ndarray:
 
 
 def write_record(session: Session) -> dict[str, Any]:
-    """Write results/v2/notebook_config.json: what this run is made with.
+    """Write notebook_config.json into `session.results`: what this run is made with.
 
     All settings, versions, seed, commit, fingerprint of the data, checksums of the weights, and
     what `current_session` needs to find this session again.
@@ -151,7 +151,7 @@ def write_record(session: Session) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
     }
-    write_text(RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_text(session.results / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return record
 
 
