@@ -67,6 +67,7 @@ class FileDetections:
     rows: list[list[Any]] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     incomplete: list[str] = field(default_factory=list)
+    drawn: list[Path] = field(default_factory=list)  # the pictures and videos that were written
     _next_write: float = 0.0
 
     @property
@@ -272,6 +273,7 @@ def _detect_photo(job: _Job, item: Input, target: Path) -> None:
     job.report.files.append({**_described(item, image), "faces": records})
     if job.draw_pictures:
         _save(job.picture(image, faces, None), target)
+        job.report.drawn.append(target)
     if job.save_faces:
         _save_faces(job, image, faces, target)
 
@@ -300,6 +302,7 @@ def _detect_video(job: _Job, item: Input, target: Path) -> None:
         write = None
         if job.draw_pictures:
             write = stack.enter_context(video_writer(target, reader.fps, size, sound))
+            job.report.drawn.append(target)
         seen: list[dict[str, Any]] = []
         record = {**_described(item, reader.first), "fps": reader.fps, "frames": seen}
         job.report.files.append(record)

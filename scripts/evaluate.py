@@ -1,7 +1,7 @@
-"""Measure detectors on WIDER FACE (easy, medium, hard) or on annotated photos (by face size)."""
+"""Measure detectors on WIDER FACE or on annotated photos."""
 
 from featherface.cli import run
-from featherface.evaluation.command import evaluate_command
+from featherface.commands import evaluate
 
 if __name__ == "__main__":
-    run(lambda: evaluate_command(__doc__))
+    run(evaluate)

@@ -1,15 +1,7 @@
-"""Train FeatherFace V1, the 592K-parameter teacher, on labelled photos."""
+"""Train FeatherFace V1: featherface train v1."""
 
-from featherface.cli import run, share_cores
-from featherface.config import PRESETS
-
-
-def main() -> None:
-    share_cores()
-    from featherface.training.command import train_command
-
-    train_command(PRESETS["v1"], __doc__)
-
+from featherface.cli import run
+from featherface.commands import train
 
 if __name__ == "__main__":
-    run(main)
+    run(lambda: train("v1"))

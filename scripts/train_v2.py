@@ -1,15 +1,7 @@
-"""Train FeatherFace V2, the 256K-parameter student, by distillation from a V1 teacher."""
+"""Train FeatherFace V2: featherface train v2."""
 
-from featherface.cli import run, share_cores
-from featherface.config import PRESETS
-
-
-def main() -> None:
-    share_cores()
-    from featherface.training.command import train_command
-
-    train_command(PRESETS["v2"], __doc__)
-
+from featherface.cli import run
+from featherface.commands import train
 
 if __name__ == "__main__":
-    run(main)
+    run(lambda: train("v2"))

@@ -19,6 +19,7 @@ import pytest
 from scipy.io import savemat
 
 from featherface import Detector, draw
+from featherface.commands import main
 from featherface.data.annotations import Photo
 from featherface.data.demo import make_demo
 from featherface.data.widerface import read_split
@@ -128,33 +129,43 @@ def test_named_files_exist(path):
         assert (ROOT / name).exists(), name
 
 
-def _help(script: Path, *words: str) -> str:
-    """What `script words --help` prints, run in this process."""
-    arguments = mock.patch.object(sys, "argv", [str(script), *words, "--help"])
+COMMAND = (
+    r"((?:scripts|experiments)/\w+\.py|"
+    r"featherface (?:train v[12]|detect|evaluate|export|benchmark|data \w+|demo)\b)"
+)
+
+
+def _help(command: str) -> str:
+    """What `command --help` prints, run in this process."""
+    first, *words = command.split()
+    arguments = mock.patch.object(sys, "argv", [first, *words, "--help"])
     with arguments, mock.patch.dict(os.environ), redirect_stdout(StringIO()) as text:
         with pytest.raises(SystemExit):
-            runpy.run_path(str(script), run_name="__main__")
+            if first == "featherface":
+                main()
+            else:
+                runpy.run_path(str(ROOT / first), run_name="__main__")
     return text.getvalue()
 
 
 @cache
-def _flags(script: Path) -> frozenset[str]:
-    words = ("speed", "train") if script.stem == "benchmark" else ("",)
-    text = "".join(_help(script, *word.split()) for word in words)
+def _flags(command: str) -> frozenset[str]:
+    words = ("speed", "train") if "benchmark" in command else ("",)
+    text = "".join(_help(f"{command} {word}") for word in words)
     return frozenset(re.findall(r"--[a-z][\w-]*", text))
 
 
 @pytest.mark.parametrize("path", CURRENT, ids=_name)
 def test_flags_are_known(path):
-    """A flag after a script's name is that script's; others are of any script named here."""
-    scripts = re.findall(r"(?:scripts|experiments)/\w+\.py", path.read_text())
-    other = _flags(ROOT / "scripts/train_v2.py") | {"--nproc-per-node", "--help"}
-    other = other.union(*(_flags(ROOT / script) for script in scripts))
-    for line in path.read_text().replace("\\\n", " ").splitlines():
-        before, *commands = re.split(r"((?:scripts|experiments)/\w+\.py)([^`#]*)", line)
-        named = [(before, other)]
-        for script, arguments, after in zip(*[iter(commands)] * 3, strict=True):
-            named += [(arguments, _flags(ROOT / script)), (after, other)]
-        for text, known in named:
-            unknown = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", text)) - known
+    """A flag after a command is that command's; others are of any command named here."""
+    text = path.read_text().replace("\\\n", " ")
+    known = {"--nproc-per-node", "--help"}.union(_flags("scripts/train_v2.py"))
+    known = known.union(*map(_flags, re.findall(COMMAND, text)))
+    for line in text.splitlines():
+        before, *commands = re.split(COMMAND + r"([^`#]*)", line)
+        named = [(before, known)]
+        for command, arguments, after in zip(*[iter(commands)] * 3, strict=True):
+            named += [(arguments, _flags(command)), (after, known)]
+        for words, flags in named:
+            unknown = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", words)) - flags
             assert not unknown, f"{sorted(unknown)} in: {line}"

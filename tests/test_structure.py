@@ -22,12 +22,14 @@ FLOORS = (
     ("evaluation",),
     ("detect_files", "training", "export", "benchmark"),
     ("notebook",),
+    ("commands",),
+    ("__main__",),
 )
 
 
 # Counts of featherface/. Lower a limit when code goes; do not raise one without a reason.
 LIMITS = {
-    "modules": 70,
+    "modules": 72,
     "lines": 13_500,
     "settings": 48,
     "lines of the longest function": 60,
@@ -137,7 +139,7 @@ def test_counts_stay_within_their_limits(what):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_a_module_is_worth_a_file(module):
-    if path_of(module).name in ("__init__.py", "errors.py"):
+    if path_of(module).name in ("__init__.py", "__main__.py", "errors.py"):
         return
     readers = [file for file in (*PACKAGE.rglob("*.py"), *(ROOT / "scripts").glob("*.py"))
                if module in imports_of(file)]  # fmt: skip

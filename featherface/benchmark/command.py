@@ -14,7 +14,7 @@ TABLE, PLOT = "performance_comparison.csv", "speed_ap.png"
 SPEED = "compare V1, V2 and other detectors: time, work, size, and AP where --data is given"
 SPEED_FLAGS = (
     ("v1", TrainConfig.teacher_model, "weights of V1; its time does not depend on them"),
-    ("v2", "weights/v2/FeatherFaceV2_final.pth", "weights of V2"),
+    ("v2", "", "weights of V2 (default: the shipped ones)"),
     ("peers", "", "other detectors' or exported ONNX files, or folders of them, comma-separated"),
     ("data", "", "data folder whose val split AP is measured on"),
     ("sizes", "320x320,480x640,640x640,720x1280", "image sizes, height x width"),
@@ -83,6 +83,7 @@ def measure_speed(
     check_writable(out)
     from featherface.benchmark.speed import compare_speed, v1_or_untrained  # torch takes seconds
     from featherface.checkpoint import load_model
+    from featherface.detector import SHIPPED_WEIGHTS
     from featherface.export import parse_size
     from featherface.plots import plot_speed_against_ap, save_figure
 
@@ -90,7 +91,9 @@ def measure_speed(
     rest["sizes"] = [parse_size(size) for size in _parts(sizes)]
     if not rest["sizes"]:
         raise ConfigError("give at least one size, such as --sizes 640x640")
-    table = compare_speed({"V1": v1_or_untrained(v1), "V2": load_model(v2)}, **rest)
+    table = compare_speed(
+        {"V1": v1_or_untrained(v1), "V2": load_model(v2 or SHIPPED_WEIGHTS)}, **rest
+    )
     if not Path(v1).is_file():  # untrained weights: the time is right, the AP is not
         table.loc[table["detector"] == "V1", [c for c in table if c.startswith("ap_")]] = None
     print(table[SHOWN].round(3).to_string(index=False))

@@ -19,7 +19,7 @@ import psutil  # comes with ipykernel
 
 from featherface.config import SETTINGS, TrainConfig
 from featherface.errors import TrainingError
-from featherface.files import CHECKOUT, write_text
+from featherface.files import write_text
 from featherface.notebook.display import Live, is_headless, note
 from featherface.notebook.session import RESULTS
 from featherface.plots import plot_progress
@@ -49,7 +49,7 @@ class Status:
 
 
 def start(config: TrainConfig, *, resume: bool = False, overwrite: bool = False) -> None:
-    """Start scripts/train_v1.py or train_v2.py with this config, detached from this process.
+    """Start `featherface train` with this config, detached from this process.
 
     resume: continue from …_last.pth. overwrite: replace an unfinished run in the folder. Raises
     TrainingError if a process already trains into the folder.
@@ -62,7 +62,7 @@ def start(config: TrainConfig, *, resume: bool = False, overwrite: bool = False)
     if not resume:
         (folder / TABLE).unlink(missing_ok=True)
     write_text(folder / CONFIG_FILE, json.dumps(config.as_dict(), indent=1) + "\n")
-    command = [sys.executable, str(CHECKOUT / f"scripts/train_{config.model}.py")]
+    command = [sys.executable, "-m", "featherface", "train", config.model]
     command += ["--config", str(folder / CONFIG_FILE)]
     command += ["--resume"] * resume + ["--overwrite"] * overwrite
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
