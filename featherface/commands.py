@@ -274,6 +274,12 @@ def draw_data() -> None:
     main()
 
 
+def convert_data() -> None:
+    from featherface.data.convert import main
+
+    main()
+
+
 def demo() -> None:
     """Serve the page that finds faces in a browser, on this machine only, until Ctrl-C."""
     parser = cli.parser(demo.__doc__ or "")
@@ -306,6 +312,7 @@ TRAIN: Commands = {
 }
 DATA: Commands = {
     "prepare": ("download WIDER FACE, check a data folder", prepare_data),
+    "convert": ("convert annotations of YOLO, COCO or Pascal VOC", convert_data),
     "demo": ("draw a synthetic data set to try every step with", draw_data),
 }
 COMMANDS: Commands = {
@@ -314,6 +321,6 @@ COMMANDS: Commands = {
     "evaluate": ("measure AP on WIDER FACE or annotated photos", evaluate),
     "export": ("write ONNX files and a deployment package", export),
     "benchmark": ("measure the speed of detectors and of training", benchmark),
-    "data": ("get, check or draw a data set", partial(choose, "Get or check data.", DATA)),
+    "data": ("get, check, convert or draw a data set", partial(choose, "Get or check data.", DATA)),
     "demo": ("serve the page that finds faces in a browser", demo),
 }

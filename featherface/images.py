@@ -285,6 +285,12 @@ def open_photo(path: str | Path) -> PhotoFile:
     return PhotoFile(path, data, width, height)
 
 
+def exif_orientation(photo: PhotoFile) -> int:
+    """The EXIF orientation, 1 to 8, that turns the pixels as stored upright; 1 if not given."""
+    with _opened(photo.path, photo.data) as header:
+        return header.getexif().get(_EXIF_ORIENTATION, 1)
+
+
 def open_header(path: str | Path) -> PhotoFile:
     """Read a photo's size and kind without reading the whole file. Raises DataError."""
     path = Path(path)

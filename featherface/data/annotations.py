@@ -3,11 +3,12 @@
 The official one (WIDER FACE, arXiv 1511.06523): a name line, a count line, rows `x y w h blur
 expression illumination invalid occlusion pose`. The RetinaFace one (arXiv 1905.00641), label.txt:
 `# name`, then rows `x y w h`, five landmarks `x y visibility` and a blur value; its val file has
-`x y w h` only. −1 means no landmark.
+`x y w h` only. −1 means no landmark. A column after the blur value, which only this project writes
+and reads, is 1 for a face to ignore; other programs take such a row for a face.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -15,15 +16,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from featherface.errors import DataError
+from featherface.errors import DataError, printable
+from featherface.files import write_text
 
 OFFICIAL, LANDMARKS = "official", "landmarks"  # the two annotation formats
 WIDTHS = {  # columns of a row, the full one first; x y w h alone is accepted
     OFFICIAL: (10, 4),
-    LANDMARKS: (20, 19, 4),  # with and without the blur value
+    LANDMARKS: (21, 20, 19, 4),  # with the ignore flag, with and without the blur value
 }
 FILLER = {OFFICIAL: 0, LANDMARKS: -1}  # value of columns that a row does not have
-INVALID_COLUMN = 7
+IGNORE_COLUMN = {OFFICIAL: 7, LANDMARKS: 20}
 HEAD_LINES = 2000  # read to recognise a file
 
 
@@ -44,8 +46,8 @@ def _no_boxes() -> np.ndarray:
 class Photo:
     """One photo and its F faces, in pixels of the photo as stored (EXIF orientation not applied).
 
-    Boxes without a size are left out. Boxes flagged invalid (too poor to be judged) are kept apart:
-    a detection of one is neither right nor wrong. A photo may have no face.
+    Boxes without a size are left out. Boxes flagged invalid (too poor to be judged) or to ignore
+    are kept apart: a detection of one is neither right nor wrong. A photo may have no face.
     """
 
     path: Path
@@ -53,7 +55,7 @@ class Photo:
     boxes: np.ndarray  # (F, 4) float32 x1, y1, x2, y2
     landmarks: np.ndarray  # (F, 5, 2) float32; anything where masked
     landmark_mask: np.ndarray  # (F, 5) bool: this point is annotated
-    ignored_boxes: np.ndarray = field(default_factory=_no_boxes)  # (G, 4) float32, flagged invalid
+    ignored_boxes: np.ndarray = field(default_factory=_no_boxes)  # (G, 4) float32, flagged
     labelled: bool = True  # False: its faces are unknown, and `boxes` is empty
     focus: np.ndarray = field(default_factory=_no_boxes)  # (K, 4) float32, see `unlabelled`
     # (F, 6) blur, expression, illumination, invalid, occlusion, pose; None: not annotated
@@ -96,8 +98,8 @@ def read_annotations(path: str | Path, images: str | Path) -> list[Photo]:
     ]
     table = np.array(numbers, np.float32).reshape(-1, WIDTHS[kind][0])
     sized = (table[:, 2] > 0) & (table[:, 3] > 0)
-    invalid = sized & (table[:, INVALID_COLUMN] == 1) & (kind == OFFICIAL)
-    keep = sized & ~invalid
+    flagged = sized & (table[:, IGNORE_COLUMN[kind]] == 1)
+    keep = sized & ~flagged
     boxes = np.concatenate((table[:, :2], table[:, :2] + table[:, 2:4]), axis=1)
     landmarks, mask = _landmarks(table, kind)
     photos = []
@@ -105,11 +107,39 @@ def read_annotations(path: str | Path, images: str | Path) -> list[Photo]:
     for name, rows, _ in blocks:
         start, stop = stop, stop + len(rows)
         kept = np.flatnonzero(keep[start:stop]) + start
-        ignored = boxes[start:stop][invalid[start:stop]]
+        ignored = boxes[start:stop][flagged[start:stop]]
         attributes = table[kept, 4:] if kind == OFFICIAL else None
         faces = boxes[kept], landmarks[kept], mask[kept], ignored
         photos.append(Photo(images / name, name, *faces, attributes=attributes))
     return photos
+
+
+def write_annotations(path: str | Path, photos: Iterable[Photo]) -> None:
+    """Write photos in the format with landmarks, which `read_annotations` reads back, atomically.
+
+    Coordinates have two decimals; attributes are not written. Raises DataError for a name that the
+    format cannot hold.
+    """
+    lines = []
+    for photo in photos:
+        check_name(photo.name)
+        lines.append(f"# {photo.name}")
+        for box, points, mask, ignore in zip(*photo.with_ignored(), strict=True):
+            triples = np.column_stack((points, np.zeros(5)))
+            triples[~mask] = -1
+            numbers = [*box[:2], *(box[2:] - box[:2]), *triples.flat]
+            lines.append(" ".join(f"{value:.2f}" for value in numbers) + f" -1 {int(ignore)}")
+    write_text(path, "\n".join([*lines, ""]))
+
+
+def check_name(name: str) -> None:
+    """Raise DataError for a photo's name that an annotation cannot hold."""
+    plain = name.strip() == name and len(name.splitlines()) == 1
+    if not plain or any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise DataError(
+            f"{printable(name)}: an annotation cannot hold this name: rename the file, without "
+            "line breaks, spaces at the ends and bytes that are not UTF-8"
+        )
 
 
 def _landmarks(table: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
