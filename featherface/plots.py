@@ -203,19 +203,30 @@ def plot_schedule(
     return figure
 
 
-def plot_progress(log: "pd.DataFrame", *, epochs: int, title: str = "") -> Figure:
+def plot_progress(
+    log: "pd.DataFrame", *, epochs: int, steps: "pd.DataFrame | None" = None, title: str = ""
+) -> Figure:
     """Plot a run so far: total loss, each term, learning rate, throughput, and AP if measured.
 
-    log: training_log.csv as a table, which may be empty; epochs: of the whole run.
+    log: training_log.csv as a table; epochs: of the whole run. steps: losses between, with columns
+    epoch (not whole) and loss. If the log is still empty, there is one panel, of the loss by step.
     """
-    figure = new_figure((9.2, 5.8), title)
+    first = not len(log)
+    figure = new_figure((9.2, 3.2 if first else 5.8), title)
+    if steps is None:
+        steps = log.reindex(columns=["epoch", "loss"])[:0]
+    if first:
+        ax = figure.subplots()
+        ax.plot(steps["epoch"], steps["loss"], color=SKY)
+        finish(ax, "epoch", "total loss by step", xlim=(0, max(1.0, 1.1 * steps["epoch"].max())))
+        return figure
     (total, parts), (rate, last) = figure.subplots(2, 2)
-    if len(log):
-        points: dict[str, Any] = {"marker": "o", "markersize": 3}
-        total.plot(log["epoch"], log["loss"], color=BLUE, **points)
-        _draw_terms(parts, log)
-        rate.plot(log["epoch"], log["lr"], color=ORANGE, **points)
-        last.plot(log["epoch"], log["images_per_second"], color=GREEN, **points)
+    points: dict[str, Any] = {"marker": "o", "markersize": 3}
+    total.plot(steps["epoch"], steps["loss"], color=SKY, linewidth=1, label="by step")
+    total.plot(log["epoch"], log["loss"], color=BLUE, **points, label="mean of the epoch")
+    _draw_terms(parts, log)
+    rate.plot(log["epoch"], log["lr"], color=ORANGE, **points)
+    last.plot(log["epoch"], log["images_per_second"], color=GREEN, **points)
     for ax, label, low in (
         (total, "total loss", None),
         (parts, "loss terms (log scale)", None),
@@ -224,7 +235,7 @@ def plot_progress(log: "pd.DataFrame", *, epochs: int, title: str = "") -> Figur
     ):
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set(xlim=(0, epochs + 0.5), ylim=(low, None))
-        finish(ax, "epoch", label, legend="right" if ax is parts and len(log) else "")
+        finish(ax, "epoch", label, legend={parts: "right", total: "upper right"}.get(ax, ""))
     if "val_ap" in log:
         measured, right = log.dropna(subset=["val_ap"]), last.twinx()
         right.plot(measured["epoch"], 100 * measured["val_ap"], "--s", color=PURPLE, markersize=4)

@@ -202,11 +202,15 @@ def test_a_run_is_followed_stopped_killed_and_resumed(work):
     wait_for(config, state="finished")
     log = process.read_log(folder)
     assert log["epoch"].tolist() == list(range(1, EPOCHS + 1))
+    steps = process.read_steps(folder)  # since it was resumed; each epoch ends with a reading
+    assert steps["epoch"].iloc[-1] == EPOCHS
+    assert steps["loss"].iloc[-1] == pytest.approx(log["loss"].iloc[-1], rel=1e-4)
     assert process.status_of(config.replace(lr=0.5)).state == "other"
 
 
 PROGRESS = {"epoch": 3, "epochs": 5, "step": 20, "steps": 50, "loss": 1.23456,
-            "images_per_second": 7.1, "error": "", "pid": 1, "updated": 0.0}  # fmt: skip
+            "images_per_second": 7.1, "device_megabytes": 512, "error": "", "pid": 1,
+            "updated": 0.0}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -243,6 +247,16 @@ def test_a_running_process_shows_epoch_step_loss_and_speed(tmp_path):
     status = process.status_of(config)
     assert status.state == "running" and status.epoch == 3
     assert "epoch 4 of 5, step 20 of 50 (40 %), loss 1.235, 7.1 images/s" in status.line
+    assert "about 7 min left, 512 MB on the device" in status.line  # 80 steps of 32 images
+
+
+def test_losses_by_step_are_those_between_two_readings(tmp_path):
+    assert process.read_steps(tmp_path).empty
+    losses = [[0, 10, 4.0], [0, 20, 3.0], [0, 25, 2.8], [1, 10, 1.5]]  # means of the epoch so far
+    (tmp_path / "progress.json").write_text(json.dumps({"losses": losses, "steps": 25}))
+    table = process.read_steps(tmp_path)
+    np.testing.assert_allclose(table["loss"], [4.0, 2.0, 2.0, 1.5])
+    np.testing.assert_allclose(table["epoch"], [0.4, 0.8, 1.0, 1.4])
 
 
 def test_a_crash_is_one_line(work):
@@ -326,6 +340,17 @@ def test_errors_in_cells_are_messages_and_the_next_cell_runs(work, capsys):
     assert "run the cells above first" in texts[2]
     assert "traceback" in outputs[1].data["text/html"] and "image/png" in outputs[3].data
     assert "Not done: ZeroDivisionError" in capsys.readouterr().out
+
+
+def test_without_a_repository_that_can_be_written_to_the_working_folder_stays(work, monkeypatch):
+    monkeypatch.delenv("FEATHERFACE_ROOT")
+    monkeypatch.setattr(session, "CHECKOUT", work / "site-packages")
+    os.chdir(work)
+    assert nb.open_session("quick").data == Path("data/demo")
+    assert Path.cwd() == work
+    (work / "site-packages/notebooks").mkdir(parents=True)
+    nb.open_session("quick")
+    assert Path.cwd() == work / "site-packages"
 
 
 def test_a_session_that_cannot_be_opened_ends_the_run(work):

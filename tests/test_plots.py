@@ -87,7 +87,12 @@ def test_a_run_under_way_is_drawn_without_terms_that_are_zero():
     assert rate.get_xlim() == (0, 5.5)
     low, high = parts.get_ylim()
     assert 0 < low < 1.5 < high
-    drawn_axes(plot_progress(pd.DataFrame({"epoch": []}), epochs=5))
+
+
+def test_the_loss_by_step_is_drawn_before_the_first_epoch_ends():
+    steps = pd.DataFrame({"epoch": [0.2, 0.4], "loss": [9.0, 5.0]})
+    (total,) = drawn_axes(plot_progress(pd.DataFrame({"epoch": []}), epochs=5, steps=steps))
+    assert total.lines[0].get_ydata().tolist() == [9.0, 5.0]
 
 
 def test_exact_and_official_ap_in_the_legend():

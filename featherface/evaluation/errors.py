@@ -139,14 +139,42 @@ def write_errors(
 def _worst(
     photos: Sequence[Photo], found: Mapping[str, Detections], errors: pd.DataFrame
 ) -> list[str]:
-    """Headings and crops of the worst errors, by kind and size."""
+    """Headings and crops of the worst errors, by kind and size, in HTML."""
+    page = [] if len(errors) else ["<p>No error.</p>"]
+    for heading, crops in error_crops(photos, found, errors).items():
+        page.append(f"<h3>{heading}</h3>")
+        for text, crop in crops:
+            buffer = io.BytesIO()
+            Image.fromarray(crop).save(buffer, "JPEG", quality=85)
+            data = base64.b64encode(buffer.getvalue()).decode()
+            caption = html.escape(text).replace("\n", "<br>")
+            page.append(
+                f"<figure><img src='data:image/jpeg;base64,{data}'>"
+                f"<figcaption>{caption}</figcaption></figure>"
+            )
+    return page
+
+
+def error_crops(
+    photos: Sequence[Photo],
+    found: Mapping[str, Detections],
+    errors: pd.DataFrame,
+    *,
+    count: int = WORST,
+) -> dict[str, list[tuple[str, np.ndarray]]]:
+    """Cut the worst errors out of their photos: {"miss, 16–32 px: 12 of 40": [(text, picture)]}.
+
+    errors: of `find_errors`; count: for each kind and face size, false alarms of highest score,
+    missed faces of lowest score. text: score, size and photo, in two lines. picture: (144, 144, 3)
+    uint8 RGB with annotated faces in green and detections in orange, the error in thick lines.
+    """
     if errors.empty:
-        return ["<p>No error.</p>"]
+        return {}
     by_name = {photo.name: photo for photo in photos}
     sizes = pd.cut(errors["size"], _EDGES, labels=SIZES, right=False)
-    page, crops, chosen = [], {}, {}
+    crops, chosen = {}, {}
     for (kind, size), part in errors.groupby(["kind", sizes], observed=True):
-        worst = part.sort_values(["score", "size"], ascending=[kind == "miss", False]).head(WORST)
+        worst = part.sort_values(["score", "size"], ascending=[kind == "miss", False]).head(count)
         chosen[f"{kind}, {size} px: {len(worst)} of {len(part)}"] = worst
     for name, rows in pd.concat(chosen.values()).groupby("photo"):
         picture = Image.fromarray(decode(open_photo(by_name[name].path))[..., ::-1])
@@ -154,15 +182,13 @@ def _worst(
         for row in rows.itertuples():
             box = (row.x1, row.y1, row.x2, row.y2)
             crop = _crop(picture, box, {_GREEN: by_name[name].boxes, _ORANGE: sure})
-            text = f"{row.score:.3f}, {row.size:.0f} px<br>{html.escape(Path(name).name)}"
-            crops[row.Index] = f"<figure>{crop}<figcaption>{text}</figcaption></figure>"
-    for heading, worst in chosen.items():
-        page += [f"<h3>{heading}</h3>", *(crops[index] for index in worst.index)]
-    return page
+            text = f"{row.score:.3f}, {row.size:.0f} px\n{Path(name).name}"
+            crops[row.Index] = (text, crop)
+    return {key: [crops[index] for index in worst.index] for key, worst in chosen.items()}
 
 
-def _crop(picture: Image.Image, box: tuple, outlines: Mapping[str, np.ndarray]) -> str:
-    """An <img> of a box and as much around it, with boxes outlined by colour."""
+def _crop(picture: Image.Image, box: tuple, outlines: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Cut out a box and as much around it, with boxes outlined by colour."""
     x1, y1, x2, y2 = box
     half = max(x2 - x1, y2 - y1, 8.0)
     left, top, scale = (x1 + x2) / 2 - half, (y1 + y2) / 2 - half, SIDE / (2 * half)
@@ -173,6 +199,4 @@ def _crop(picture: Image.Image, box: tuple, outlines: Mapping[str, np.ndarray]) 
         for corners in boxes:
             ends = (np.asarray(corners) - np.tile((left, top), 2)) * scale
             draw.rectangle(ends.tolist(), outline=colour, width=3 if tuple(corners) == box else 1)
-    buffer = io.BytesIO()
-    crop.save(buffer, "JPEG", quality=85)
-    return f"<img src='data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+    return np.asarray(crop)

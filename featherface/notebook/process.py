@@ -6,6 +6,7 @@ read from these files: a new kernel sees what the old one saw.
 """
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -112,7 +113,7 @@ def status_of(config: TrainConfig) -> Status:
     done, state = int(progress.get("epoch", len(read_log(folder)))), progress.get("state", "")
     process = find_process(folder)
     if process is not None:
-        return Status("running", done, f"process {process.pid}, {_position(progress, of)}")
+        return Status("running", done, f"process {process.pid}, {_position(progress, config)}")
     last = checkpoint_path(config, "last")
     if not is_same_run(folder, config):
         if last.is_file():
@@ -133,17 +134,37 @@ def status_of(config: TrainConfig) -> Status:
     return Status("failed", done, reason + "; it can be resumed" * resumable, resumable)
 
 
-def _position(progress: dict[str, Any], of: int) -> str:
-    """Epoch, step, loss and speed of a running process."""
+def _position(progress: dict[str, Any], config: TrainConfig) -> str:
+    """Epoch, step, loss, speed, time left and device memory of a running process."""
     state, done = progress.get("state", "starting"), int(progress.get("epoch", 0))
-    place = f"epoch {min(done + 1, of)} of {of}"
+    place = f"epoch {min(done + 1, config.epochs)} of {config.epochs}"
     if state != "training" or not progress.get("steps"):
         return f"{place}: {state}"
     step, steps = progress["step"], progress["steps"]
     text = f"{place}, step {step} of {steps} ({100 * step / steps:.0f} %)"
     if progress.get("loss") is not None:
-        text += f", loss {progress['loss']:.3f}, {progress['images_per_second']:.1f} images/s"
+        speed = progress["images_per_second"]
+        steps_left = (config.epochs - done) * steps - step
+        minutes = math.ceil(steps_left * config.batch_size / speed / 60)  # without validation
+        left = f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+        text += f", loss {progress['loss']:.3f}, {speed:.1f} images/s, about {left} left"
+    if progress.get("device_megabytes"):
+        text += f", {progress['device_megabytes']:,} MB on the device"
     return text
+
+
+def read_steps(folder: Path) -> pd.DataFrame:
+    """Read the losses by step of a run: epoch (not whole) and loss, the mean since the row above.
+
+    Since the run was started or resumed last; without rows before its first steps.
+    """
+    progress = _read_json(folder / PROGRESS_FILE)
+    table = pd.DataFrame(progress.get("losses", []), columns=["epochs", "step", "mean"])
+    table = table.astype(float)
+    before = table.groupby("epochs").shift(fill_value=0.0)
+    losses = table["mean"] * table["step"] - before["mean"] * before["step"]
+    epoch = table["epochs"] + table["step"] / max(1, progress.get("steps", 1))
+    return pd.DataFrame({"epoch": epoch, "loss": losses / (table["step"] - before["step"])})
 
 
 def is_same_run(folder: Path, config: TrainConfig) -> bool:
@@ -214,33 +235,39 @@ def start_training(config: TrainConfig, *, fresh: bool = False) -> None:
     note(f"{text}, in `{config.save_folder}`.")
 
 
-def follow_training(config: TrainConfig) -> None:
-    """Show progress and curves in place until the run ends.
+def follow_training(config: TrainConfig) -> pd.DataFrame:
+    """Show progress and curves in place until the run ends; return its log, one row per epoch.
 
     Interrupting the cell ends the watching, not the training. Raises TrainingError if the run
     failed or was never started.
     """
-    folder, live = Path(config.save_folder), Live()
-    drawn_at, drawn_epoch = 0.0, -1
+    folder, live, drawn_at = Path(config.save_folder), Live(), 0.0
     try:
         while True:
             status = status_of(config)
             live.line(f"{config.model.upper()}: {status.line}")
-            due = time.monotonic() - drawn_at > DRAW_EVERY and not is_headless()
-            if status.epoch != drawn_epoch and due:
-                live.figure(plot_progress(read_log(folder), epochs=config.epochs))
-                drawn_at, drawn_epoch = time.monotonic(), status.epoch
+            if time.monotonic() - drawn_at > DRAW_EVERY and not is_headless():
+                _draw(config, live)
+                drawn_at = time.monotonic()
             if status.state != "running":
                 break
             time.sleep(LOOK_EVERY)
     except KeyboardInterrupt:
         note("Stopped watching; the training continues. Run the cell again to watch.")
-        return
-    if len(log := read_log(folder)):
-        live.figure(plot_progress(log, epochs=config.epochs, title=config.model.upper()))
+        return read_log(folder)
+    _draw(config, live)
     if status.state in ("failed", "other", "none"):
         hint = "nb.resume_training(config) continues" if status.resumable else "run section 5"
         raise TrainingError(f"{config.model.upper()}: {status.line}; {hint}")
+    return read_log(folder)
+
+
+def _draw(config: TrainConfig, live: Live) -> None:
+    """Draw the curves as soon as there is something to see."""
+    log, steps = (read(Path(config.save_folder)) for read in (read_log, read_steps))
+    if len(log) or len(steps):
+        title = config.model.upper()
+        live.figure(plot_progress(log, epochs=config.epochs, steps=steps, title=title))
 
 
 def stop_training(config: TrainConfig) -> None:
@@ -249,20 +276,20 @@ def stop_training(config: TrainConfig) -> None:
     note(status_of(config).line if stopped else "No training is running.")
 
 
-def resume_training(config: TrainConfig) -> None:
-    """Continue from the last checkpoint if the run has stopped, and follow it.
+def resume_training(config: TrainConfig) -> pd.DataFrame:
+    """Continue from the last checkpoint if the run has stopped, and follow it; return its log.
 
     Raises TrainingError if there is nothing to resume from.
     """
     status = status_of(config)
     if status.state == "finished":
         note(f"Nothing to resume: {status.line}.")
-        return
+        return read_log(Path(config.save_folder))
     if status.state != "running":
         if not status.resumable or status.state == "other":
             raise TrainingError(f"nothing to resume: {status.line}; start a run in section 5")
         start(config, resume=True)
-    follow_training(config)
+    return follow_training(config)
 
 
 def checkpoints(folder: Path) -> pd.DataFrame:

@@ -81,6 +81,9 @@ def clear_folder(config: TrainConfig) -> None:
         tqdm.write(f"the final weights in the folder are kept as {kept}")
 
 
+MOST_LOSSES = 500  # in progress.json; beyond, every other one is dropped
+
+
 class ProgressFile:
     """progress.json in the save folder: where the run stands, for another process to read.
 
@@ -96,7 +99,9 @@ class ProgressFile:
             "epochs": config.epochs,
             "step": 0,  # steps done in this epoch
             "steps": 0,  # per epoch
-            "loss": None,
+            "loss": None,  # mean of this epoch so far
+            "losses": [],  # each as [epochs done, step, loss]
+            "device_megabytes": None,  # most memory that the process has reserved on a CUDA device
             "images_per_second": None,
             "error": "",
             "pid": os.getpid(),
@@ -107,6 +112,13 @@ class ProgressFile:
         self.values |= {"state": state, **figures, "updated": time.time()}
         if run:
             self.values |= {"epoch": run.epoch, "step": run.batch, "steps": run.steps_per_epoch}
+            if run.device.type == "cuda":
+                reserved = torch.cuda.max_memory_reserved(run.device)
+                self.values["device_megabytes"] = round(reserved / 1e6)
+            if "loss" in figures:
+                self.values["losses"].append([run.epoch, run.batch, figures["loss"]])
+                if len(self.values["losses"]) > MOST_LOSSES:
+                    del self.values["losses"][1::2]
         if self.active:
             write_text(self.path, json.dumps(self.values, indent=1) + "\n")
 
