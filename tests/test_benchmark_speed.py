@@ -11,11 +11,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from featherface.benchmark import command, speed
-from featherface.benchmark.peers import RETINAFACE, SCRFD, UNKNOWN, YUNET, OnnxPeer
 from featherface.benchmark.speed import DEFAULT_V1, alternate, network_costs
 from featherface.errors import CheckpointError, ConfigError, DataError
 from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
 from featherface.onnx_detector import OnnxDetector
+from featherface.peers import RETINAFACE, SCRFD, UNKNOWN, YUNET, OnnxPeer
 from featherface.plots import plot_speed_against_ap
 
 
@@ -166,6 +166,7 @@ def test_retinafaces_kind(tmp_path):
     assert found.kind is RETINAFACE and found.size == (64, 64)
     faces = found.detect(np.zeros((128, 128, 3), np.uint8))  # shrunk to a half
     assert faces.boxes.tolist() == [[72, 40, 104, 72]]  # 16×16 about (44, 28), twice as large
+    assert faces.landmarks.tolist() == [[[88, 56]] * 5]
 
 
 def test_scrfds_and_yunets_kinds(tmp_path):
@@ -173,10 +174,13 @@ def test_scrfds_and_yunets_kinds(tmp_path):
     scores = [zeros(1, 2 * n, 1) for n in levels]
     scores[1][0, 2 * 5 + 1, 0] = 0.8  # stride 16, row 1, column 1, the second anchor
     sides = [np.full((1, 2 * n, 4), 0.5, np.float32) for n in levels]
-    names = [f"o{i}" for i in range(6)]
-    found = peer(tmp_path, "scrfd", dict(zip(names, scores + sides, strict=True)))
-    assert found.kind is SCRFD
-    assert found.detect(np.zeros((64, 64, 3), np.uint8)).boxes.tolist() == [[8, 8, 24, 24]]
+    points = [np.full((1, 2 * n, 10), 0.25, np.float32) for n in levels]
+    for outputs, expected in ((scores + sides + points, 20), (scores + sides, np.nan)):
+        found = peer(tmp_path, "scrfd", {f"o{i}": part for i, part in enumerate(outputs)})
+        assert found.kind is SCRFD
+        faces = found.detect(np.zeros((64, 64, 3), np.uint8))
+        assert faces.boxes.tolist() == [[8, 8, 24, 24]]  # from the cell's corner, not its centre
+        np.testing.assert_array_equal(faces.landmarks, np.full((1, 5, 2), expected))
     classes, objects = ([zeros(1, n, 1) for n in levels] for _ in range(2))
     classes[2][0, 3, 0], objects[2][0, 3, 0] = 0.81, 1.0
     parts = [*classes, *objects, *(zeros(1, n, 4) for n in levels), *(zeros(1, n, 10) for n in
@@ -185,6 +189,7 @@ def test_scrfds_and_yunets_kinds(tmp_path):
     assert found.kind is YUNET
     faces = found.detect(np.zeros((64, 64, 3), np.uint8))
     assert faces.boxes.tolist() == [[16, 16, 48, 48]]
+    assert faces.landmarks.tolist() == [[[32, 32]] * 5]
     assert faces.scores.tolist() == pytest.approx([0.9])
 
 

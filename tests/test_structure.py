@@ -18,7 +18,7 @@ FLOORS = (
     ("cli", "drawing", "plots", "video"),
     ("anchors", "models", "distributed", "onnx_export"),
     ("losses", "data", "checkpoint"),
-    ("face_detector", "onnx_detector", "detector"),
+    ("face_detector", "onnx_detector", "detector", "peers"),
     ("evaluation",),
     ("detect_files", "training", "export", "benchmark"),
     ("notebook",),

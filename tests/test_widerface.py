@@ -1,6 +1,7 @@
 """Both annotation formats and every layout are found and read; what is malformed is named."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from conftest import shared
 from tiny_sets import (
     PHOTOS,
     landmark_text,
+    make_photo,
     official_set,
     official_text,
     retinaface_set,
@@ -15,7 +17,7 @@ from tiny_sets import (
     write_text,
 )
 
-from featherface.data.annotations import Photo
+from featherface.data.annotations import Photo, write_annotations
 from featherface.data.widerface import (
     find_dataset,
     fingerprint,
@@ -136,6 +138,30 @@ def test_windows_line_ends_blank_ends_and_spaces_in_names(tmp_path):
     (photo,) = read_annotations(path, tmp_path)
     assert photo.name == "my photo.jpg"
     np.testing.assert_array_equal(photo.boxes, [(1, 2, 4, 6)])
+
+
+def test_a_written_annotation_is_read_back(tmp_path):
+    first = make_photo(tmp_path / "a b/x.jpg", boxes=((10, 10, 40, 50), (60, 5, 80, 30)))
+    mask = first.landmark_mask.copy()
+    mask[1, 2] = False
+    faces = first.boxes, first.landmarks, mask
+    first = Photo(first.path, "a b/x.jpg", *faces, ignored_boxes=first.boxes[:1] + 3)
+    empty = make_photo(tmp_path / "y.jpg")
+    write_annotations(tmp_path / "label.txt", [first, empty])
+    read, other = read_annotations(tmp_path / "label.txt", tmp_path)
+    assert (read.name, other.name, len(other.boxes)) == ("a b/x.jpg", "y.jpg", 0)
+    np.testing.assert_array_equal(read.boxes, first.boxes)
+    np.testing.assert_array_equal(read.ignored_boxes, first.ignored_boxes)
+    np.testing.assert_array_equal(read.landmark_mask, mask)
+    np.testing.assert_allclose(read.landmarks[mask], first.landmarks[mask], atol=0.006)
+
+
+@pytest.mark.parametrize("name", [" a.jpg", "a\nb.jpg", "\udce9.jpg"])
+def test_a_name_that_an_annotation_cannot_hold_is_refused(tmp_path, name):
+    photo = make_photo(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match="rename the file"):
+        write_annotations(tmp_path / "label.txt", [replace(photo, name=name)])
+    assert not (tmp_path / "label.txt").exists()
 
 
 MALFORMED = {

@@ -29,7 +29,6 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from featherface.benchmark.peers import UNKNOWN, OnnxPeer
 from featherface.checkpoint import load_model
 from featherface.config import EVALUATION_SCORE, PRESETS
 from featherface.data.demo_scene import make_photo
@@ -42,6 +41,7 @@ from featherface.files import versions
 from featherface.images import network_input, padded_size, read_image
 from featherface.models.networks import FeatherFaceV1
 from featherface.onnx_detector import OnnxDetector, open_session
+from featherface.peers import UNKNOWN, OnnxPeer
 
 WARM_UP = 3  # rounds that are not counted
 DEFAULT_V1 = PRESETS["v2"].teacher_model

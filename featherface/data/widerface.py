@@ -73,7 +73,7 @@ def _image_folders(root: Path, split: str) -> list[Path]:
 def _files_of(annotation: Path, root: Path, split: str) -> SplitFiles:
     """A given annotation with the folder that holds one of its first photos."""
     splits = sorted(SPLITS, key=lambda name: name != split)  # the split first
-    folders = [annotation.parent / "images"]
+    folders = [annotation.parent / "images", annotation.parent, root]
     for base in (root, annotation.parent.parent):
         folders += [folder for name in splits for folder in _image_folders(base, name)]
     names = first_names(annotation)
@@ -82,7 +82,7 @@ def _files_of(annotation: Path, root: Path, split: str) -> SplitFiles:
             return SplitFiles(folder, annotation)
     raise DataError(
         f"the photos that {annotation} names (first: {names[0] if names else 'none'}) are neither "
-        f"in {annotation.parent / 'images'} nor under {root}; {HOW_TO_GET} {root}"
+        f"in {annotation.parent}, its folder images nor {root}; {HOW_TO_GET} {root}"
     )
 
 

@@ -2,8 +2,9 @@
 
 The outputs of a file tell its kind. RetinaFace (arXiv 1905.00641) gives deltas and scores of all
 anchors; SCRFD (arXiv 2105.04714), for each level, scores and distances to the four sides; YuNet
-(Machine Intelligence Research 2023), for each level, classes, objectness and boxes. Any other file
-can be timed but not detect. Files are only read, never part of this project.
+(Machine Intelligence Research 2023), for each level, classes, objectness and boxes. The landmarks
+come last. Any other file can be timed but not detect. Files are only read, never part of this
+project.
 """
 
 import os
@@ -16,7 +17,7 @@ import cv2
 import numpy as np
 import torch
 
-from featherface.anchors import decode_boxes, make_anchors
+from featherface.anchors import decode_boxes, decode_landmarks, make_anchors
 from featherface.config import DISPLAY_SCORE, MEAN_BGR, NMS_IOU, STRIDES
 from featherface.errors import CheckpointError
 from featherface.images import ImageSource, padded_size, read_image
@@ -24,6 +25,7 @@ from featherface.onnx_detector import open_session, suppress
 from featherface.structures import Detections
 
 Outputs = Sequence[np.ndarray]
+Faces = tuple[np.ndarray, np.ndarray, np.ndarray]  # boxes (N, 4), scores (N,), landmarks (N, 5, 2)
 Size = tuple[int, int]  # height, width
 
 
@@ -45,13 +47,14 @@ UNKNOWN = Kind("unknown", (0.0,) * 3, 1.0, False)
 
 class OnnxPeer:
     """One file. A model of one size sees the picture shrunk to fit and padded on the right and
-    below; a dynamic one sees it as it is, padded to multiples of 32."""
+    below; a dynamic one sees it as it is, padded to multiples of 32. threads: None: one per core.
+    """
 
     def __init__(
         self,
         path: str | os.PathLike,
         *,
-        threads: int = 1,
+        threads: int | None = 1,
         score_threshold: float = DISPLAY_SCORE,
         iou_threshold: float = NMS_IOU,
     ) -> None:
@@ -72,12 +75,15 @@ class OnnxPeer:
         return self.session.run(None, {self.input: image})
 
     def detect(self, image: ImageSource, *, bgr: bool = False) -> Detections:
-        """Faces of one image, without landmarks (zeros). CheckpointError for an unknown kind."""
+        """Faces of one image. The landmarks are NaN if the model has none.
+
+        Raises CheckpointError for an unknown kind.
+        """
         if self.kind is UNKNOWN:
             raise CheckpointError(f"{self.path}: unknown kind of model; it can only be timed")
         picture = read_image(image, bgr=bgr)
         tensor, scale = self.prepare(picture)
-        boxes, scores = _DECODE[self.kind.name](
+        boxes, scores, landmarks = _DECODE[self.kind.name](
             self.forward(tensor), tensor.shape[2:], self.score_threshold
         )
         kept = suppress(
@@ -85,7 +91,7 @@ class OnnxPeer:
         )
         limits = np.tile(picture.shape[1::-1], 2)
         faces = (boxes[kept] / scale).clip(0, limits).astype(np.float32)
-        return Detections(faces, scores[kept], np.zeros((len(kept), 5, 2), np.float32))
+        return Detections(faces, scores[kept], (landmarks[kept] / scale).astype(np.float32))
 
     def detect_batch(self, images: Iterable[ImageSource], *, bgr: bool = False) -> list[Detections]:
         """Faces of each image, in order."""
@@ -125,40 +131,61 @@ def _cells(size: Size, stride: int) -> np.ndarray:
     return np.stack((x, y), axis=-1).reshape(-1, 2).astype(np.float32)
 
 
-def _retinaface(outputs: Outputs, size: Size, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Decode deltas (1, A, 4) and scores (1, A, 2) of V1's anchors."""
+def _points(outputs: Outputs, index: int, chosen: np.ndarray) -> np.ndarray:
+    """Raw landmarks (N, 5, 2) of the chosen anchors; NaN if there is no output of this index."""
+    if index >= len(outputs):
+        return np.full((len(chosen), 5, 2), np.nan, np.float32)
+    return outputs[index].reshape(-1, 5, 2)[chosen]
+
+
+def _retinaface(outputs: Outputs, size: Size, threshold: float) -> Faces:
+    """Decode deltas (1, A, 4), scores (1, A, 2) and landmark deltas (1, A, 10) of V1's anchors."""
     scores = outputs[1][0, :, 1]
     chosen = np.flatnonzero(scores > threshold)
-    deltas = torch.from_numpy(outputs[0][0, chosen])
-    return decode_boxes(deltas, make_anchors(*size)[chosen]).numpy(), scores[chosen]
+    anchors = make_anchors(*size)[chosen]
+    boxes = decode_boxes(torch.from_numpy(outputs[0][0, chosen]), anchors)
+    points = torch.from_numpy(_points(outputs, 2, chosen).reshape(-1, 10))
+    return boxes.numpy(), scores[chosen], decode_landmarks(points, anchors).numpy()
 
 
-def _scrfd(outputs: Outputs, size: Size, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Decode scores (1, N, 1) per level, then distances (1, N, 4); two anchors per cell."""
-    boxes, scores = [], []
+def _scrfd(outputs: Outputs, size: Size, threshold: float) -> Faces:
+    """Decode, per level, scores (1, N, 1), distances (1, N, 4) and points (1, N, 10) in strides.
+
+    Each cell has two anchors, centred on its upper left corner.
+    """
+    levels = []
     for level, stride in enumerate(STRIDES):
         score = outputs[level].reshape(-1)
         chosen = np.flatnonzero(score > threshold)
         sides = outputs[3 + level].reshape(-1, 4)[chosen] * stride
         place = _cells(size, stride)[chosen // 2] * stride
-        boxes.append(np.concatenate((place - sides[:, :2], place + sides[:, 2:]), axis=1))
-        scores.append(score[chosen])
-    return np.concatenate(boxes), np.concatenate(scores)
+        boxes = np.concatenate((place - sides[:, :2], place + sides[:, 2:]), axis=1)
+        points = _points(outputs, 6 + level, chosen) * stride + place[:, None]
+        levels.append((boxes, score[chosen], points))
+    return _joined(levels)
 
 
-def _yunet(outputs: Outputs, size: Size, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Decode classes (1, N, 1) per level, then objectness, then centre and ln size (1, N, 4)."""
-    boxes, scores = [], []
+def _yunet(outputs: Outputs, size: Size, threshold: float) -> Faces:
+    """Decode, per level, classes and objectness (1, N, 1), centre and ln size (1, N, 4) and points
+    (1, N, 10), in strides from the cell's upper left corner."""
+    levels = []
     for level, stride in enumerate(STRIDES):
         both = outputs[level].reshape(-1).clip(0, 1) * outputs[3 + level].reshape(-1).clip(0, 1)
         score = np.sqrt(both)
         chosen = np.flatnonzero(score > threshold)
         values = outputs[6 + level].reshape(-1, 4)[chosen]
-        centre = (_cells(size, stride)[chosen] + values[:, :2]) * stride
+        cells = _cells(size, stride)[chosen]
+        centre = (cells + values[:, :2]) * stride
         half = np.exp(values[:, 2:]) * stride / 2
-        boxes.append(np.concatenate((centre - half, centre + half), axis=1))
-        scores.append(score[chosen])
-    return np.concatenate(boxes), np.concatenate(scores)
+        boxes = np.concatenate((centre - half, centre + half), axis=1)
+        points = (_points(outputs, 9 + level, chosen) + cells[:, None]) * stride
+        levels.append((boxes, score[chosen], points))
+    return _joined(levels)
+
+
+def _joined(levels: Sequence[Faces]) -> Faces:
+    boxes, scores, points = map(np.concatenate, zip(*levels, strict=True))
+    return boxes, scores, points
 
 
 _DECODE = {"retinaface": _retinaface, "scrfd": _scrfd, "yunet": _yunet}
