@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Commands = Mapping[str, tuple[str, Callable[[], None]]]  # {name: (help, function)}
 SHOWN_FACES = 20  # rows of the table that `detect` prints
-PAGE = CHECKOUT / "docs/demo/dist"  # made by make browser
+PAGE = Path("docs/demo/dist")  # below the checkout or the working folder; made by make browser
 LANDMARK_HELP = (
     "no landmarks: training works without them (the teacher supplies them); for annotated ones get "
     "RetinaFace's annotation package, linked from "
@@ -285,8 +285,11 @@ def demo() -> None:
     parser = cli.parser(demo.__doc__ or "")
     parser.add_argument("--port", type=int, default=8000, help="port; 0: a free one")
     args = parser.parse_args()
-    if not (PAGE / "index.html").is_file():
-        raise DataError(f"{PAGE} holds no page: build it in a checkout with make browser (Node.js)")
+    page = next((p for p in (CHECKOUT / PAGE, PAGE) if (p / "index.html").is_file()), None)
+    if page is None:
+        raise DataError(
+            f"{PAGE} holds no page here: run make browser in a checkout (needs Node.js) first"
+        )
     from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
     class Handler(SimpleHTTPRequestHandler):
@@ -295,7 +298,7 @@ def demo() -> None:
 
     try:
         server = ThreadingHTTPServer(
-            ("127.0.0.1", args.port), partial(Handler, directory=str(PAGE))
+            ("127.0.0.1", args.port), partial(Handler, directory=str(page))
         )
     except (OSError, OverflowError) as error:
         used = isinstance(error, OSError) and error.errno == errno.EADDRINUSE

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 FULL_COUNTS = {"train": 12_880, "val": 3_226, "test": 16_097}
-HOW_TO_GET = "get the data with: python scripts/prepare_data.py --download --data"
+HOW_TO_GET = "get the data with: featherface data prepare --download --data"
 WEBSITE = "http://shuoyang1213.me/WIDERFACE"
 
 
