@@ -7,11 +7,10 @@ expression illumination invalid occlusion pose`. The RetinaFace one (arXiv 1905.
 and reads, is 1 for a face to ignore; other programs take such a row for a face.
 """
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +25,7 @@ WIDTHS = {  # columns of a row, the full one first; x y w h alone is accepted
 }
 FILLER = {OFFICIAL: 0, LANDMARKS: -1}  # value of columns that a row does not have
 IGNORE_COLUMN = {OFFICIAL: 7, LANDMARKS: 20}
+MOST = 1_000_000  # the largest number that a row may have; no photo is that wide
 HEAD_LINES = 2000  # read to recognise a file
 
 
@@ -91,6 +91,7 @@ def read_annotations(path: str | Path, images: str | Path) -> list[Photo]:
     lines = _lines(path)
     kind = _kind(lines)
     blocks = list((_landmark_blocks if kind == LANDMARKS else _official_blocks)(path, lines))
+    _check_names(path, blocks, kind)
     numbers = [
         _parse_row(f"{path}:{line}", row, kind)
         for block in blocks
@@ -98,6 +99,10 @@ def read_annotations(path: str | Path, images: str | Path) -> list[Photo]:
     ]
     table = np.array(numbers, np.float32).reshape(-1, WIDTHS[kind][0])
     sized = (table[:, 2] > 0) & (table[:, 3] > 0)
+    shares = sized & (table[:, :2] >= 0).all(1) & (table[:, :2] <= 1).all(1)
+    shares &= (table[:, 2:4] < 1).all(1)
+    if shares.any():
+        raise DataError(_not_pixels(path, blocks, int(shares.argmax())))
     flagged = sized & (table[:, IGNORE_COLUMN[kind]] == 1)
     keep = sized & ~flagged
     boxes = np.concatenate((table[:, :2], table[:, :2] + table[:, 2:4]), axis=1)
@@ -142,6 +147,32 @@ def check_name(name: str) -> None:
         )
 
 
+def _check_names(path: Path, blocks: list["_Block"], kind: str) -> None:
+    """Raise DataError for a photo that is listed twice or outside the folder of photos."""
+    first: dict[PurePosixPath, int] = {}
+    for name, _, row in blocks:
+        line = row - (2 if kind == OFFICIAL else 1)
+        where, shown, plain = f"{path}:{line}", printable(name[:80]), PurePosixPath(name)
+        if "\0" in name or ".." in plain.parts or PurePath(name).is_absolute():
+            raise DataError(f"{where}: {shown} cannot name a photo: use a path below the images")
+        before = first.setdefault(plain, line)
+        if before != line:
+            raise DataError(
+                f"{where}: photo {shown} is listed again (before: line {before}); put all its "
+                "faces under one name"
+            )
+
+
+def _not_pixels(path: Path, blocks: list["_Block"], face: int) -> str:
+    """The error for row `face` of all rows."""
+    lines = [(at, row) for block in blocks for at, row in enumerate(block.rows, block.line)]
+    line, row = lines[face]
+    return (
+        f"{path}:{line}: a box smaller than a pixel in {row[:80]!r}: boxes are pixels, not shares "
+        "of the photo's size; multiply them by its width and height"
+    )
+
+
 def _landmarks(table: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
     """Points (N, 5, 2) and their mask (N, 5) from the rows; zeros where nothing is annotated."""
     if kind == OFFICIAL:
@@ -164,10 +195,12 @@ def _official_blocks(path: Path, lines: list[str]) -> Iterator[_Block]:
     while at < len(lines):
         name = lines[at].strip()
         if not name or _is_row(name):
-            raise DataError(f"{path}:{at + 1}: expected the name of a photo, got {name!r}")
+            raise DataError(f"{path}:{at + 1}: expected the name of a photo, got {name[:80]!r}")
         text = lines[at + 1].strip() if at + 1 < len(lines) else ""
         if not text.isdecimal():
-            raise DataError(f"{path}:{at + 2}: expected the number of faces, got {text!r}")
+            raise DataError(f"{path}:{at + 2}: expected the number of faces, got {text[:80]!r}")
+        if len(text) > len(str(MOST)):  # int() refuses more than 4,300 digits
+            raise DataError(f"{path}:{at + 2}: no photo has {text[:80]} faces")
         count, at = int(text), at + 2
         rows = lines[at : at + count]
         if len(rows) < count:
@@ -197,12 +230,12 @@ def _parse_row(where: str, row: str, kind: str) -> list[float]:
     try:
         values = [float(cell) for cell in row.split()]
     except ValueError:
-        raise DataError(f"{where}: not a number in {row!r}") from None
+        raise DataError(f"{where}: not a number in {row[:80]!r}") from None
     if len(values) not in widths:
         allowed = " or ".join(str(width) for width in sorted(widths))
-        raise DataError(f"{where}: a face needs {allowed} numbers, got {row!r}")
-    if not all(map(math.isfinite, values)):
-        raise DataError(f"{where}: nan or infinity in {row!r}")
+        raise DataError(f"{where}: a face needs {allowed} numbers, got {row[:80]!r}")
+    if not all(-MOST <= value <= MOST for value in values):
+        raise DataError(f"{where}: nan, infinity or more than {MOST:,} in {row[:80]!r}")
     return values + [FILLER[kind]] * (widths[0] - len(values))
 
 
