@@ -2,8 +2,9 @@
 
 A FeatherFace checkpoint is a dict with `format`, `architecture` ("v1" or "v2"), `model` (a state
 dict), optionally `ema` (the averaged weights, used if present), and what training needs to
-continue. The original project's V1 files (a bare state dict, with or without `module.` and
-operation counts) load too. Files are read with weights_only=True: they carry data but not code.
+continue. Bare state dicts of V1 and V2 load too, with this project's names or, for V1, with the
+original project's, with or without `module.` and operation counts; in .pth files and in
+safetensors files. .pth files are read with weights_only=True: they carry data but not code.
 """
 
 import io
@@ -79,6 +80,8 @@ def read_file(path: str | os.PathLike, hint: str = "") -> dict[str, Any]:
         raise CheckpointError(f"{file}: is a folder; give the weights file itself")
     if file.stat().st_size == 0:
         raise CheckpointError(f"{file}: the file is empty; copy or download it again")
+    if file.suffix == ".safetensors":
+        return dict(_read_safetensors(file))
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, IndexError, TypeError) as error:
@@ -100,6 +103,25 @@ def write_file(path: str | os.PathLike, content: Mapping[str, Any]) -> None:
     torch.save(dict(content), packed)
     with atomic_path(path) as temporary:
         temporary.write_bytes(packed.getbuffer())
+
+
+def _read_safetensors(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"{file}: not a complete safetensors file: {error}") from error
+
+
+def write_safetensors(path: str | os.PathLike, model: nn.Module) -> None:
+    """Save the weights of V1 or V2 as a safetensors file, which `load_model` reads; atomic."""
+    from safetensors.torch import save
+
+    state = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(state, {"format": "pt"}))
 
 
 def is_checkpoint(content: Mapping[str, Any]) -> bool:
@@ -172,20 +194,26 @@ def build_model(content: Mapping[str, Any], path: str | os.PathLike) -> nn.Modul
         state = plain_state(content.get("ema") or content.get("model") or {})
     else:
         name, state = "v1", plain_state(content)
-        if not any(key.startswith("body.stage1") for key in state):
+        if "heads.boxes.0.weight" in state:
+            unlike = {name: len(network().state_dict().keys() ^ state.keys())
+                      for name, network in ARCHITECTURES.items()}  # fmt: skip
+            name = min(unlike, key=lambda name: unlike[name])
+        elif any(key.startswith("body.stage1") for key in state):
+            state = rename_original(state)
+        else:
             kind = "an ImageNet backbone" if "fc.weight" in state else "of another project"
             raise CheckpointError(
-                f"{file}: the weights are {kind}; give a FeatherFace checkpoint or an original "
-                "V1 state dict"
+                f"{file}: the weights are {kind}; give a FeatherFace checkpoint, a state dict of "
+                "V1 or V2, or an original V1 state dict"
             )
-        state = rename_original(state)
     model = ARCHITECTURES[name]()
     _load_strict(model, state, file, f"FeatherFace {name.upper()}")
     return model.eval()
 
 
 def load_model(path: str | os.PathLike, hint: str = "") -> nn.Module:
-    """Load V1 or V2 in eval mode from a checkpoint, a deployment package or an original V1 file.
+    """Load V1 or V2 in eval mode from a checkpoint, a deployment package, a state dict (.pth or
+    .safetensors) or an original V1 file.
 
     Averaged weights are used if the file has them. Raises CheckpointError for a missing, empty,
     damaged or foreign file; `hint` is added to the error for a missing one.

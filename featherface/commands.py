@@ -233,6 +233,25 @@ def export() -> None:
         print(f"{path}: {path.stat().st_size:,} bytes")
 
 
+def hub() -> None:
+    """Write weights as safetensors and a model card, ready for the Hugging Face Hub."""
+    parser = cli.parser(hub.__doc__ or "")
+    parser.add_argument("--weights", help="weights of V1 or V2 (default: the shipped V2)")
+    parser.add_argument("--out", default="results/hub", help="folder for the files")
+    parser.add_argument(
+        "--evaluation", default="", metavar="FILE", help="evaluation.json of these weights"
+    )
+    parser.add_argument("--licence", default="mit", help="licence in the card's front matter")
+    args = parser.parse_args()
+    from featherface.detector import SHIPPED_WEIGHTS
+    from featherface.export.hub import write_hub_folder
+
+    for path in write_hub_folder(
+        args.weights or SHIPPED_WEIGHTS, args.out, evaluation=args.evaluation, licence=args.licence
+    ):
+        print(f"{path}: {path.stat().st_size:,} bytes")
+
+
 def prepare_data() -> None:
     """Download WIDER FACE and check that a data folder is complete and readable."""
     parser = cli.parser(prepare_data.__doc__ or "")
@@ -323,6 +342,7 @@ COMMANDS: Commands = {
     "train": ("train V1 or V2", partial(choose, "Train a network.", TRAIN)),
     "evaluate": ("measure AP on WIDER FACE or annotated photos", evaluate),
     "export": ("write ONNX files and a deployment package", export),
+    "hub": ("write safetensors and a model card for the Hugging Face Hub", hub),
     "benchmark": ("measure the speed of detectors and of training", benchmark),
     "data": ("get, check, convert or draw a data set", partial(choose, "Get or check data.", DATA)),
     "demo": ("serve the page that finds faces in a browser", demo),

@@ -43,7 +43,9 @@ class ExportError(FeatherFaceError, RuntimeError):
 
 
 EXTRAS = {  # {module of a missing library: the extra that installs it}
-    **dict.fromkeys(("torch", "torchvision", "onnx", "onnxscript", "gdown", "yaml"), "train"),
+    **dict.fromkeys(
+        ("torch", "torchvision", "onnx", "onnxscript", "gdown", "yaml", "safetensors"), "train"
+    ),
     **dict.fromkeys(("scipy", "pandas", "matplotlib"), "train"),
     **dict.fromkeys(("IPython", "jupyter_client", "nbformat", "nbclient", "psutil"), "notebook"),
 }

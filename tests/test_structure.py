@@ -29,8 +29,8 @@ FLOORS = (
 
 # Counts of featherface/. Lower a limit when code goes; do not raise one without a reason.
 LIMITS = {
-    "modules": 73,
-    "lines": 13_850,
+    "modules": 74,
+    "lines": 14_250,
     "settings": 48,
     "lines of the longest function": 60,
     "modules behind a training step": 20,
