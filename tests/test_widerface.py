@@ -208,9 +208,9 @@ def test_empty_missing_and_binary_annotations(tmp_path):
 
 
 def test_missing_folders_say_how_to_get_the_data(tmp_path):
-    with pytest.raises(DataError, match=r"prepare_data\.py --download"):
+    with pytest.raises(DataError, match=r"data prepare --download"):
         find_dataset(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"no val photos.*prepare_data\.py --download"):
+    with pytest.raises(DataError, match=r"no val photos.*data prepare --download"):
         find_dataset(tmp_path, "val")
     (tmp_path / "WIDER_val" / "images").mkdir(parents=True)
     with pytest.raises(DataError, match="no val annotation"):
