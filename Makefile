@@ -10,11 +10,12 @@ PAGE = docs/demo/dist/offline.js
 PAGE_SOURCES = $(wildcard docs/demo/*.* docs/demo/src/*) docs/astronaut.jpg results/v2/featherface_v2_deployment.onnx
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test lint browser clean
+.PHONY: help demo test stress lint browser clean
 
 help:
 	@echo "make demo     run the notebook: synthesise photos, train V1, distil V2, evaluate, export (12 minutes on 2 busy cores)"
 	@echo "make test     run the tests (6 minutes on 2 cores)"
+	@echo "make stress   kill 100 small training runs at random moments and count the damage; not part of make test"
 	@echo "make lint     ruff and mypy"
 	@echo "make browser  build the page that finds faces in a browser, in docs/demo/dist (needs Node.js)"
 	@echo "make clean    remove the environment and caches; data, weights and results stay"
@@ -39,6 +40,9 @@ test: $(READY_DEV)
 	@if command -v npm > /dev/null; then $(MAKE) browser || echo "==> the page is not built: its tests are skipped"; fi
 	@echo "==> running the tests"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+
+stress: $(READY_DEV)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/stress_training.py --kills 100
 
 lint: $(READY_DEV)
 	@echo "==> ruff and mypy"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from featherface.checkpoint import read_file, write_file
+from featherface.checkpoint import check_finite, read_file, write_file
 from featherface.cli import parser, run
 from featherface.errors import CheckpointError, ConfigError
 from featherface.files import sha256
@@ -17,7 +17,7 @@ from featherface.files import sha256
 def average_weights(files: list[Path], out: Path) -> None:
     """Average the networks of weights files, batch statistics too; facts are those of the last.
 
-    Raises ConfigError for a single file, CheckpointError for a file of another network.
+    Raises ConfigError for a single file, CheckpointError for a file of another network or with NaN.
     """
     if len(files) < 2:
         raise ConfigError("a mean needs two weights files or more")
@@ -25,6 +25,7 @@ def average_weights(files: list[Path], out: Path) -> None:
     for file, content in zip(files, contents, strict=True):
         if "model" not in content or "optimizer" in content:
             raise CheckpointError(f"{file}: give the …_final.pth of a run of this project")
+        check_finite(content["model"], str(file))
     states = [content["model"] for content in contents]
     shapes = [{name: value.shape for name, value in state.items()} for state in states]
     for file, shape in zip(files, shapes, strict=True):

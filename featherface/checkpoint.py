@@ -11,6 +11,8 @@ import io
 import os
 import pickle
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from featherface.errors import CheckpointError
+from featherface.errors import CheckpointError, printable
 from featherface.files import atomic_path
 from featherface.models.networks import FeatherFaceV1, FeatherFaceV2
 
@@ -82,6 +84,7 @@ def read_file(path: str | os.PathLike, hint: str = "") -> dict[str, Any]:
         raise CheckpointError(f"{file}: the file is empty; copy or download it again")
     if file.suffix == ".safetensors":
         return dict(_read_safetensors(file))
+    _check_sums(file)
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, IndexError, TypeError) as error:
@@ -95,6 +98,29 @@ def read_file(path: str | os.PathLike, hint: str = "") -> dict[str, Any]:
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"{file}: holds a {type(content).__name__}, not weights")
     return dict(content)
+
+
+def _check_sums(file: Path) -> None:
+    """Compare the checksums in the file with its content: torch.load does not look at them."""
+    if not zipfile.is_zipfile(file):
+        return  # PyTorch's format until 1.5 has no checksums
+    try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+    except (
+        zipfile.BadZipFile,
+        OSError,
+        EOFError,
+        ValueError,
+        NotImplementedError,
+        zlib.error,
+    ) as error:
+        raise CheckpointError(f"{file}: the file is damaged ({error}); copy it again") from error
+    if damaged:
+        raise CheckpointError(
+            f"{file}: the file is damaged: {printable(damaged)} in it does not have its checksum; "
+            "copy or download it again"
+        )
 
 
 def write_file(path: str | os.PathLike, content: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import uuid
@@ -13,6 +14,12 @@ from pathlib import Path
 
 from featherface.errors import ConfigError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_TEMPORARY = re.compile(r"\..{1,40}\.[0-9a-f]{32}(\.\w+)?")  # names that atomic_path gives
 CHECKOUT = Path(__file__).resolve().parents[1]  # root of the repository, if run from a checkout
 INSTALLED = Path(__file__).resolve().parent / "weights"  # in a wheel: the shipped files
 PACKAGES = ("torch", "torchvision", "numpy", "opencv-python-headless", "onnxruntime")
@@ -61,6 +68,54 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         if isinstance(error, OSError) and error.filename is None:  # as of a full disk
             error.filename = os.fspath(path)
         raise
+
+
+_locks: set[int] = set()  # file descriptors of the folders that this process has locked
+
+
+def _leave_locks_to_the_parent() -> None:
+    for descriptor in _locks:
+        os.close(descriptor)
+    _locks.clear()
+
+
+if hasattr(os, "register_at_fork"):  # a loader process must not hold the lock of a killed run
+    os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
+
+
+@contextmanager
+def locked(folder: str | os.PathLike) -> Iterator[None]:
+    """Hold the lock of a folder; the system releases it when the process ends, however it ends.
+
+    Raises ConfigError if another process, or another part of this one, holds it. Without fcntl
+    (Windows) there is no lock.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{folder}: another process writes into this folder now; wait for its end, or "
+                "choose another folder"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        _locks.add(descriptor)
+        yield
+    finally:
+        _locks.discard(descriptor)
+        os.close(descriptor)
+
+
+def remove_temporary(folder: str | os.PathLike) -> None:
+    """Remove what `atomic_path` left in a folder when its process was killed."""
+    for path in Path(folder).iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

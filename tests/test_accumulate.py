@@ -18,8 +18,8 @@ from featherface.training.step import (
     autocast,
     buffers_kept,
     compile_networks,
+    errors_explained,
     make_step,
-    memory_errors_explained,
     worth_compiling,
 )
 
@@ -165,7 +165,7 @@ def test_memory_errors_are_one_line_with_a_way_out(config, monkeypatch):
     with pytest.raises(TrainingError, match=r"--batch-size 2 .*--accumulate 1.*") as caught:
         engine.train(config, progress=False)
     assert "\n" not in str(caught.value)
-    with pytest.raises(RuntimeError, match="shape"), memory_errors_explained(config):
+    with pytest.raises(RuntimeError, match="shape"), errors_explained(config):
         raise RuntimeError("shapes do not fit: shape")
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_runs import prepare, tiny_config, trained
 
-from featherface.checkpoint import read_file
+from featherface.checkpoint import read_file, write_file
 from featherface.errors import CheckpointError, DataError
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments"
@@ -82,3 +82,7 @@ def test_weights_are_averaged(experiment, root, tmp_path):
     assert [source["file"] for source in mean["mean_of"]] == [files[0].name] * 2
     with pytest.raises(CheckpointError, match="another network"):
         experiment("average_weights.py", files[0], root / "v1.pth", "--out", tmp_path / "bad.pth")
+    next(iter(first["model"].values())).fill_(float("nan"))
+    write_file(tmp_path / "nan.pth", first)
+    with pytest.raises(CheckpointError, match="NaN"):
+        experiment("average_weights.py", files[1], tmp_path / "nan.pth", "--out", tmp_path / "bad")

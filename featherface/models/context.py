@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import deform_conv2d
 
+from featherface.errors import TrainingError
 from featherface.models.layers import channel_shuffle, conv_bn
 
 
@@ -27,7 +28,14 @@ class DeformableConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mask = 2.0 * torch.sigmoid(self.mask(x))
-        return deform_conv2d(x, self.offset(x), self.weight, padding=1, mask=mask)
+        offset = self.offset(x)
+        if x.is_cpu and not torch.compiler.is_compiling() and not offset.isfinite().all():
+            # torchvision reads at these offsets without a check, and the process would crash
+            raise TrainingError(
+                "a deformable convolution got infinite or NaN offsets: the training diverged; use "
+                "an earlier checkpoint, or train with a lower --lr"
+            )
+        return deform_conv2d(x, offset, self.weight, padding=1, mask=mask)
 
 
 def _deformable(inputs: int, outputs: int, *, activation: bool) -> nn.Sequential:

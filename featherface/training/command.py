@@ -1,6 +1,7 @@
 """The command line of scripts/train_v1.py and scripts/train_v2.py."""
 
 import json
+import signal
 from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ from typing import Any
 from featherface.cli import add_config_flags, flag, parser
 from featherface.config import PRESETS, QUICK, SETTINGS, TrainConfig, teacher_changes
 from featherface.errors import ConfigError
-from featherface.training.engine import train
-from featherface.training.state import checkpoint_path, resumed_config
+from featherface.training.engine import end_signals, train
+from featherface.training.state import newest_intact, resumed_config
 
 
 def train_command(defaults: TrainConfig, description: str | None) -> None:
     """Read the flags, then start or resume a run. Flags win over --config, that over presets."""
+    for number in end_signals():  # until the training handles them
+        signal.signal(number, signal.default_int_handler)
     arguments = vars(_flags(defaults, description or "").parse_args())
     explicit = {name: value for name, value in arguments.items() if name in SETTINGS}
     if arguments["config"]:
@@ -26,7 +29,7 @@ def train_command(defaults: TrainConfig, description: str | None) -> None:
     if arguments["quick"] and "save_folder" not in explicit:  # keep weights trained before
         config = config.replace(save_folder=f"{defaults.save_folder}_quick")
     if arguments["resume"] is not None:
-        resume = Path(arguments["resume"] or checkpoint_path(config, "last"))
+        resume = Path(arguments["resume"]) if arguments["resume"] else newest_intact(config)
         config = resumed_config(resume, {"save_folder": str(resume.parent), **explicit})
     train(config, resume=resume, overwrite=arguments["overwrite"])
 
@@ -39,7 +42,7 @@ def _flags(defaults: TrainConfig, description: str) -> ArgumentParser:
         nargs="?",
         const="",
         metavar="FILE",
-        help="continue the run in FILE, or in the …_last.pth of the save folder",
+        help="continue the run in FILE, or the newest intact state of the save folder",
     )
     commands.add_argument(
         *flag("quick"),

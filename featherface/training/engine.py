@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim.swa_utils import update_bn
 from tqdm.auto import tqdm
 
-from featherface.config import TrainConfig
+from featherface.config import STRIDES, TrainConfig
 from featherface.data.annotations import Photo
 from featherface.data.cache import build_cache, make_batches
 from featherface.data.loader import EpochSampler, FaceLoader, images_per_step
@@ -37,15 +37,15 @@ from featherface.structures import Batch
 from featherface.training.state import (
     ProgressFile,
     Run,
-    check_folder,
     checkpoint_path,
     clear_folder,
+    own_folder,
     resumed_config,
 )
 from featherface.training.step import (
     autocast,
     compile_networks,
-    memory_errors_explained,
+    errors_explained,
     worth_compiling,
 )
 from featherface.training.validation import Validator
@@ -68,23 +68,28 @@ def train(
     instead of the recipe's. resume: a checkpoint to continue from, to the same result. overwrite:
     replace the run in the folder. progress: show a bar.
 
-    Writes checkpoints, training_log.csv and progress.json to `config.save_folder`. On Ctrl-C or
-    SIGTERM the state is saved to …_last.pth and KeyboardInterrupt is raised. Raises TrainingError
-    if the folder holds another run. Under torchrun only rank 0 writes files and prints.
+    Writes checkpoints, training_log.csv and progress.json to `config.save_folder`. On Ctrl-C,
+    SIGTERM or SIGHUP the state is saved to …_last.pth and KeyboardInterrupt is raised. Raises
+    TrainingError if the folder holds another run, ConfigError if another process trains there.
+    Under torchrun only rank 0 writes files and prints.
     """
     if resume:
         resumed_config(resume, config.as_dict())  # raises ConfigError for another config
     with process_group(config.device) as worker:
         folder = Path(config.save_folder).resolve()
         continued = resume is not None and resume.parent.resolve() == folder
-        if worker.first:
-            check_folder(config, run_allowed=continued or (overwrite and not resume))
-        wait_for_all()
-        with ProgressFile(config, write=worker.first) as status, memory_errors_explained(config):
+        allowed = continued or (overwrite and not resume)
+        with (
+            own_folder(config, run_allowed=allowed) if worker.first else nullcontext(),
+            ProgressFile(config, write=worker.first) as status,
+            errors_explained(config),
+        ):
+            wait_for_all()
             torch.manual_seed(config.seed)
             seed_device(config.seed + worker.rank, worker.device)
             photos = training_photos(config) if photos is None else photos
-            images_per_step(len(photos), config.batch_size, worker.processes)  # before decoding
+            batch = images_per_step(len(photos), config.batch_size, worker.processes)
+            check_batch(batch // worker.processes, config)  # before decoding
             bar = progress and worker.first
             machine = this_machine()
             cache = build_cache(photos, config, worker.device, progress=bar, machine=machine)
@@ -108,6 +113,19 @@ def train(
             train_all_epochs(run, loader, sampler, validator, progress=bar)
             finish(run, loader, sampler)
     return checkpoint_path(config, "final")
+
+
+def check_batch(images: int, config: TrainConfig) -> None:
+    """Raise ConfigError if a batch norm would see a single value per channel.
+
+    images: per process and step. The coarsest map has (image_size / 32)² positions.
+    """
+    part = images // config.accumulate
+    if part * (config.image_size // STRIDES[-1]) ** 2 < 2:
+        raise ConfigError(
+            f"--image-size {config.image_size} with {part} image per process and part of a step: "
+            "batch norms need two; use a larger --image-size or --batch-size"
+        )
 
 
 def training_photos(config: TrainConfig) -> list[Photo]:
@@ -149,9 +167,9 @@ def train_all_epochs(
                 run.status.write("validating", run)
                 scores = validate(run, validator) if run.worker.first else {}
             run.finish_epoch(scores)
-            run.save(last)
-            if run.epoch % config.save_every == 0:
+            if run.epoch % config.save_every == 0:  # first: a killed run goes back to …_last.pth
                 run.save(checkpoint_path(config, run.epoch))
+            run.save(last)
 
 
 def train_one_epoch(run: Run, loader: FaceLoader, signals: list[int], bar: tqdm) -> None:
@@ -262,9 +280,16 @@ def _batches_from(epoch: int, loader: Iterable[Batch], sampler: EpochSampler) ->
         yield from loader
 
 
+def end_signals() -> list[signal.Signals]:
+    """SIGTERM, and SIGHUP where it exists, without those that this process ignores (nohup)."""
+    names = ("SIGTERM", "SIGHUP")
+    known = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [number for number in known if signal.getsignal(number) is not signal.SIG_IGN]
+
+
 @contextmanager
 def first_signal_caught() -> Iterator[list[int]]:
-    """Yield a list to which the first Ctrl-C or SIGTERM is added; a second interrupts at once."""
+    """Yield a list to which the first Ctrl-C, SIGTERM or SIGHUP is added; a second interrupts."""
     caught: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -273,7 +298,7 @@ def first_signal_caught() -> Iterator[list[int]]:
         caught.append(number)
 
     main = threading.current_thread() is threading.main_thread()  # no other may handle signals
-    numbers = (signal.SIGINT, signal.SIGTERM) if main else ()
+    numbers = (signal.SIGINT, *end_signals()) if main else ()
     previous = [signal.signal(number, handle) for number in numbers]
     try:
         yield caught

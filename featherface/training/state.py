@@ -5,7 +5,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from featherface.distributed import (
     set_random_state,
     share_state,
 )
-from featherface.errors import ConfigError, TrainingError
-from featherface.files import commit, sha256, versions, write_text
+from featherface.errors import CheckpointError, ConfigError, FeatherFaceError, TrainingError
+from featherface.files import commit, locked, remove_temporary, sha256, versions, write_text
 from featherface.losses import Distillation
 from featherface.training.optim import Averages, make_optimizer, make_scheduler
 from featherface.training.step import Step, digest_of, make_step
@@ -46,13 +47,12 @@ def log_path(config: TrainConfig) -> Path:
 
 
 def check_folder(config: TrainConfig, *, run_allowed: bool) -> None:
-    """Create the save folder and check that it can be written to.
+    """Check that the save folder can be written to.
 
     Raises TrainingError if it holds a run, unless that is allowed: to be resumed, or to be replaced
     by `clear_folder`. Raises OSError if the folder cannot be written to.
     """
     folder = Path(config.save_folder)
-    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
     last = checkpoint_path(config, "last")
@@ -61,6 +61,16 @@ def check_folder(config: TrainConfig, *, run_allowed: bool) -> None:
             f"{last}: this folder already holds a run: continue with --resume, replace it with "
             "--overwrite, or choose another --save-folder"
         )
+
+
+@contextmanager
+def own_folder(config: TrainConfig, *, run_allowed: bool) -> Iterator[None]:
+    """Lock the save folder, check it, and remove the temporary files of killed runs."""
+    Path(config.save_folder).mkdir(parents=True, exist_ok=True)
+    with locked(config.save_folder):
+        check_folder(config, run_allowed=run_allowed)
+        remove_temporary(config.save_folder)
+        yield
 
 
 def clear_folder(config: TrainConfig) -> None:
@@ -276,6 +286,17 @@ class Run:
                     f"{path}: was trained with {what} ({before[what]}; now {now[what]}); resume it "
                     "with the same, or start a new run from its weights with --weights"
                 )
+        try:
+            self._restore(content)
+        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise TrainingError(
+                f"{path}: its state does not fit this run ({type(error).__name__}: {reason}); "
+                "resume from another checkpoint"
+            ) from error
+
+    def _restore(self, content: dict[str, Any]) -> None:
+        check_state(content, self.config.epochs, self.steps_per_epoch)
         self.step.trained.load_state_dict(content["trained"])
         if self.ema:
             self.ema.module.load_state_dict(content["ema"])
@@ -344,6 +365,40 @@ def read_resumable(path: Path) -> dict[str, Any]:
             "weights with --weights"
         )
     return content
+
+
+def check_state(content: dict[str, Any], epochs: int, steps: int) -> None:
+    """Raise ValueError if position, log and optimizer of a run's state contradict each other."""
+    epoch, batch, log = content["epoch"], content["batch"], content["log"]
+    if not (0 <= epoch <= epochs and 0 <= batch <= steps):
+        raise ValueError(f"it is at epoch {epoch}, step {batch} of {epochs} epochs of {steps}")
+    if [row["epoch"] for row in log] != list(range(1, epoch + 1)):
+        raise ValueError(f"{epoch} epochs are done, but its log has other rows")
+    if not all(isinstance(value, int | float) for row in log for value in row.values()):
+        raise ValueError("its log holds something else than numbers")
+    if (epoch or batch) and not content["optimizer"]["state"]:
+        raise ValueError("the optimizer's state is empty")
+
+
+def newest_intact(config: TrainConfig) -> Path:
+    """The …_last.pth of the save folder or, if that is damaged, the newest intact …_epoch_N.pth.
+
+    One line says so. Raises the error of …_last.pth if there is none.
+    """
+    last = checkpoint_path(config, "last")
+    try:
+        read_resumable(last)
+        return last
+    except CheckpointError as error:
+        numbered = last.parent.glob(last.name.replace("last", "epoch_*"))
+        for path in sorted(numbered, key=lambda path: path.stat().st_mtime, reverse=True):
+            try:
+                read_resumable(path)
+            except FeatherFaceError:
+                continue
+            tqdm.write(f"{error}; continuing from {path}")
+            return path
+        raise
 
 
 def resumed_config(path: Path, explicit: dict[str, Any]) -> TrainConfig:

@@ -31,6 +31,7 @@ TEACHER_HINT = (
     "the student needs its V1 teacher: put the published V1 weights there, or train one with "
     "scripts/train_v1.py, or name another file with --teacher-model (see weights/README.md)"
 )
+LOADER_DIED = re.compile("DataLoader worker .*(killed by signal|exited unexpectedly)")
 # in messages of CUDA, cuBLAS, cuDNN and the CPU's allocator
 OUT_OF_MEMORY = re.compile(r"out of memory|(can't allocate|not enough) memory|alloc_failed")
 Network = FeatherFaceV1 | FeatherFaceV2
@@ -353,11 +354,16 @@ def compile_networks(models: Iterable[nn.Module], device: torch.device) -> None:
 
 
 @contextmanager
-def memory_errors_explained(config: TrainConfig) -> Iterator[None]:
-    """Raise one clear TrainingError instead of torch's text if memory runs out."""
+def errors_explained(config: TrainConfig) -> Iterator[None]:
+    """Raise one clear TrainingError instead of torch's if memory runs out or a loader dies."""
     try:
         yield
     except RuntimeError as error:
+        if LOADER_DIED.search(str(error)):
+            raise TrainingError(
+                "the system ended a process that loads photos, as it does when memory or /dev/shm "
+                "is full: resume with fewer --num-workers, or 0"
+            ) from None
         if not OUT_OF_MEMORY.search(str(error).lower()):
             raise
         raise TrainingError(

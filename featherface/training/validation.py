@@ -27,6 +27,11 @@ class Validator:
         found = find_evaluation_set(config.data, "val")
         _refuse_training_photos(found.photos, training, config)
         self.photos = found.sample(config.validate_photos or found.count, seed=config.seed)
+        if not any(len(photo.boxes) for photo in self.photos.photos):
+            raise ConfigError(
+                f"no face is annotated in the {self.photos.description} to validate on, so AP "
+                "cannot choose the best weights: leave out --validate-every, or annotate them"
+            )
         self.description = f"{self.photos.description}, protocol {PROTOCOL}"
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
