@@ -287,6 +287,52 @@ def prepare_data() -> None:
     )
 
 
+def label() -> None:
+    """Label photographs by an ensemble of detectors: boxes, landmarks, and faces to ignore.
+
+    Writes an annotation that training reads. Ctrl-C keeps what is done; the same command continues.
+    The exit code is 2 if a file could not be read; the others are labelled all the same.
+    """
+    parser = cli.parser(label.__doc__ or "")
+    parser.add_argument("folder", metavar="FOLDER", help="photographs, also in subfolders")
+    parser.add_argument(
+        "--detectors",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="weights of V1 or V2, or ONNX files: exported ones, RetinaFace, SCRFD, YuNet",
+    )
+    parser.add_argument("--out", default="", help="the annotation (default: FOLDER/label.txt)")
+    parser.add_argument(
+        "--sides",
+        nargs="+",
+        type=int,
+        default=[640, 1024],
+        metavar="PIXELS",
+        help="long sides at which each photograph is seen, mirrored too (default: 640 1024)",
+    )
+    parser.add_argument("--score", type=float, default=0.42, help="lowest score of a face, 0 to 1")
+    parser.add_argument(
+        "--doubt", type=float, default=0.15, help="ignore faces from this score up to --score"
+    )
+    parser.add_argument(
+        *cli.flag("save_predictions"),
+        default="",
+        metavar="DIR",
+        help="also write all faces with their scores, for `evaluate --predictions`",
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    args = vars(parser.parse_args())
+    from featherface.labelling import label_photos
+
+    predictions = args.pop("save_predictions")
+    labels = label_photos(**args, predictions=predictions)
+    counts = _count(len(labels.photos), "photograph"), _count(labels.faces, "face")
+    print(f"{', '.join(counts)}, {labels.ignored} to ignore: {printable(labels.path)}")
+    if labels.skipped:
+        raise DataError(f"{_count(len(labels.skipped), 'problem')}: see the lines above")
+
+
 def draw_data() -> None:
     from featherface.data.demo import main
 
@@ -341,6 +387,7 @@ COMMANDS: Commands = {
     "detect": ("find faces in photos, folders, videos and cameras", detect),
     "train": ("train V1 or V2", partial(choose, "Train a network.", TRAIN)),
     "evaluate": ("measure AP on WIDER FACE or annotated photos", evaluate),
+    "label": ("label photographs to train on by other detectors", label),
     "export": ("write ONNX files and a deployment package", export),
     "hub": ("write safetensors and a model card for the Hugging Face Hub", hub),
     "benchmark": ("measure the speed of detectors and of training", benchmark),

@@ -131,7 +131,7 @@ def test_named_files_exist(path):
 
 COMMAND = (
     r"((?:scripts|experiments)/\w+\.py|"
-    r"featherface (?:train v[12]|detect|evaluate|export|hub|runs|benchmark|data \w+|demo)\b)"
+    r"featherface (?:train v[12]|detect|evaluate|label|export|hub|runs|benchmark|data \w+|demo)\b)"
 )
 
 

@@ -20,7 +20,7 @@ FLOORS = (
     ("losses", "data", "checkpoint"),
     ("face_detector", "onnx_detector", "detector", "peers"),
     ("evaluation",),
-    ("detect_files", "training", "export", "benchmark"),
+    ("detect_files", "labelling", "training", "export", "benchmark"),
     ("notebook",),
     ("commands",),
     ("__main__",),
