@@ -96,7 +96,7 @@ def _detect_flags() -> Namespace:
         metavar="PHOTO|FOLDER|VIDEO|CAMERA|ADDRESS",
         help="what to search: files, folders, a camera's number (0), rtsp:// or http:// addresses",
     )
-    parser.add_argument("--weights", help="weights of V1 or V2, or an .onnx file (default: V2)")
+    parser.add_argument("--weights", help="weights of V1 or V2, or an exported file (default: V2)")
     parser.add_argument(
         "--engine",
         choices=("auto", "onnx", "torch"),
@@ -138,7 +138,11 @@ def _open_detector(args: Namespace) -> "FaceDetector":
         "max_side": args.max_side,
         "second_look": not args.no_second_look,
     }
+    from featherface.runtimes import OPENERS, RuntimeDetector
+
     engine = args.engine
+    if args.weights and Path(args.weights).suffix.lower() in OPENERS and engine == "auto":
+        return RuntimeDetector(args.weights, args.device, **settings)
     is_onnx = not args.weights or args.weights.lower().endswith(".onnx")
     if args.weights and engine != "auto" and is_onnx != (engine == "onnx"):
         raise ConfigError(f"--engine {engine} cannot run {args.weights}: leave --engine out")
@@ -195,10 +199,19 @@ def benchmark() -> None:
 
 
 def export() -> None:
-    """Export weights: ONNX files, a deployment package, and a README with what was measured."""
+    """Export weights: ONNX files, a deployment package, and a README with what was measured.
+
+    --format writes a file for another runtime instead. Each file is compared with the network.
+    """
     parser = cli.parser(export.__doc__ or "")
     parser.add_argument("--weights", help="weights of V1 or V2 (default: the shipped V2)")
     parser.add_argument("--out", default="results/v2", help="folder for the files")
+    parser.add_argument(
+        "--format",
+        choices=("onnx", "openvino", "ncnn", "tflite", "pt2"),
+        default="onnx",
+        help="runtime; the others need the extra of that name, pt2 (torch.export) needs none",
+    )
     parser.add_argument(
         "--form",
         choices=("both", "end_to_end", "raw"),
@@ -206,7 +219,10 @@ def export() -> None:
         help="end_to_end: picture in, faces out; raw: pixels in, all anchors out, decoded",
     )
     parser.add_argument(
-        "--size", default="", metavar="HxW", help="one image size, such as 640x640 (default: any)"
+        "--size",
+        default="",
+        metavar="HxW",
+        help="one image size, such as 640x640 (default: any; ncnn, tflite and pt2: 640x640)",
     )
     parser.add_argument("--opset", type=int, default=20, help="ONNX opset, 18 to 23; V1 needs 19")
     parser.add_argument("--int8", action="store_true", help="an INT8 form as well")
@@ -217,6 +233,9 @@ def export() -> None:
         help="photos to check on and to calibrate INT8 with (default: drawn ones)",
     )
     args = parser.parse_args()
+    if args.format != "onnx":
+        _export_runtime(args)
+        return
     from featherface.detector import SHIPPED_WEIGHTS  # torch takes seconds; --help should not
     from featherface.export import FORMS, Settings, parse_size
     from featherface.export import export as export_files
@@ -250,6 +269,29 @@ def hub() -> None:
         args.weights or SHIPPED_WEIGHTS, args.out, evaluation=args.evaluation, licence=args.licence
     ):
         print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def _export_runtime(args: Namespace) -> None:
+    if args.int8 or args.form == "end_to_end":
+        raise ConfigError("--int8 and --form end_to_end are for --format onnx: leave them out")
+    from featherface.detector import SHIPPED_WEIGHTS
+    from featherface.export import parse_size
+    from featherface.export.runtimes import export_runtime
+
+    files, parity = export_runtime(
+        args.weights or SHIPPED_WEIGHTS,
+        args.out,
+        runtime=args.format,
+        size=parse_size(args.size),
+        photos=args.calibration,
+    )
+    for path in files:
+        print(f"{path}: {path.stat().st_size:,} bytes")
+    line = (
+        "{faces} faces over a score of {score_threshold:.2g} in both, {in_one_only} in one only, "
+        "boxes within {box_difference:.1e} px, scores within {score_difference:.1e}"
+    )
+    print(line.format(**parity))
 
 
 def prepare_data() -> None:

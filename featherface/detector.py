@@ -3,6 +3,8 @@
 import copy
 import os
 from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ from featherface.face_detector import Arrays, FaceDetector
 from featherface.files import shipped_file
 from featherface.images import network_input
 from featherface.onnx_detector import OnnxDetector
+from featherface.runtimes import OPENERS, RuntimeDetector
 from featherface.structures import Predictions
 
 SHIPPED_WEIGHTS = shipped_file("weights/v2/FeatherFaceV2_final.pth")
@@ -170,6 +173,12 @@ def open_detector(
     max_side: int | None = None,
     second_look: bool = True,
 ) -> FaceDetector:
-    """Open an .onnx file with OnnxDetector, anything else with Detector. None: the shipped V2."""
-    kind = OnnxDetector if str(weights).lower().endswith(".onnx") else Detector
+    """Open an .onnx file with OnnxDetector, a checkpoint with Detector. None: the shipped V2.
+
+    .xml, .param, .tflite and .pt2 files are opened with RuntimeDetector.
+    """
+    suffix = "" if weights is None else Path(weights).suffix.lower()
+    kind: Any = OnnxDetector if suffix == ".onnx" else Detector
+    if suffix in OPENERS:
+        kind = RuntimeDetector
     return kind(weights, device, score_threshold, iou_threshold, max_side, second_look=second_look)

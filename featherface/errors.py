@@ -48,6 +48,8 @@ EXTRAS = {  # {module of a missing library: the extra that installs it}
     ),
     **dict.fromkeys(("scipy", "pandas", "matplotlib"), "train"),
     **dict.fromkeys(("IPython", "jupyter_client", "nbformat", "nbclient", "psutil"), "notebook"),
+    **{"openvino": "openvino", "ncnn": "ncnn", "pnnx": "ncnn"},
+    **dict.fromkeys(("ai_edge_litert", "litert_torch"), "tflite"),
 }
 
 

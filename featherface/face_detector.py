@@ -168,6 +168,16 @@ class FaceDetector(ABC):
             sides = np.sqrt((whole.boxes[:, 2:] - whole.boxes[:, :2]).prod(axis=1))
             found[look.index].append(whole[(look.smallest < sides) & (sides <= look.largest)])
 
+    def _choose(self, boxes: np.ndarray, scores: np.ndarray, points: np.ndarray) -> Arrays:
+        """The faces among all anchors: boxes (A, 4), scores (A,) and points (A, 5, 2)."""
+        kept = suppress(
+            boxes,
+            scores,
+            score_threshold=self.score_threshold,
+            iou_threshold=self.iou_threshold,
+        )
+        return boxes[kept], scores[kept], points[kept]
+
     def _merge(self, looks: list[Detections]) -> Detections:
         """The faces of all looks at one image, without the doubles."""
         if len(looks) == 1:

@@ -15,7 +15,7 @@ import numpy as np
 
 from featherface.config import DISPLAY_SCORE, MEAN_BGR, NMS_IOU
 from featherface.errors import CheckpointError, ConfigError
-from featherface.face_detector import Arrays, FaceDetector, suppress
+from featherface.face_detector import Arrays, FaceDetector
 from featherface.files import shipped_file
 from featherface.images import fit_long_side, network_input
 
@@ -111,13 +111,7 @@ class OnnxDetector(FaceDetector):
         """Run a model that outputs all anchors, decoded."""
         feed = {"image": network_input([picture], *size)}
         boxes, scores, points = self.session.run(("boxes", "scores", "landmarks"), feed)
-        kept = suppress(
-            boxes[0],
-            scores[0],
-            score_threshold=self.score_threshold,
-            iou_threshold=self.iou_threshold,
-        )
-        return boxes[0, kept], scores[0, kept], points[0, kept]
+        return self._choose(boxes[0], scores[0], points[0])
 
 
 def open_session(
@@ -134,8 +128,7 @@ def open_session(
     """
     import onnxruntime
 
-    if threads is not None and not (isinstance(threads, int) and threads >= 1):
-        raise ConfigError(f"threads must be a whole number of at least 1, or None; got {threads!r}")
+    check_threads(threads)
     if not isinstance(model, bytes):
         model = os.fspath(model)
         if not os.path.isfile(model):
@@ -156,6 +149,12 @@ def open_session(
             f"{'model' if isinstance(model, bytes) else model}: not loaded: not an ONNX model, "
             f"damaged or cut short, or not supported by ONNX Runtime {onnxruntime.__version__}"
         ) from error
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise ConfigError unless `threads` is None or a whole number of at least 1."""
+    if threads is not None and not (isinstance(threads, int) and threads >= 1):
+        raise ConfigError(f"threads must be a whole number of at least 1, or None; got {threads!r}")
 
 
 def _providers(device: str, providers: Sequence[str] | None) -> list[Provider]:

@@ -20,8 +20,9 @@ import torch
 from featherface.anchors import decode_boxes, decode_landmarks, make_anchors
 from featherface.config import DISPLAY_SCORE, MEAN_BGR, NMS_IOU, STRIDES
 from featherface.errors import CheckpointError
+from featherface.face_detector import suppress
 from featherface.images import ImageSource, padded_size, read_image
-from featherface.onnx_detector import open_session, suppress
+from featherface.onnx_detector import open_session
 from featherface.structures import Detections
 
 Outputs = Sequence[np.ndarray]

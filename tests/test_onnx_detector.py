@@ -19,8 +19,9 @@ from featherface import onnx_detector as module
 from featherface.detect_files import detect_paths
 from featherface.detector import open_detector
 from featherface.errors import CheckpointError, ConfigError, DataError
+from featherface.face_detector import suppress
 from featherface.images import fit_long_side
-from featherface.onnx_detector import OnnxDetector, fit_inside, suppress
+from featherface.onnx_detector import OnnxDetector, fit_inside
 
 
 @pytest.fixture(scope="module")

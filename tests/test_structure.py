@@ -18,7 +18,7 @@ FLOORS = (
     ("cli", "drawing", "plots", "video"),
     ("anchors", "models", "distributed", "onnx_export"),
     ("losses", "data", "checkpoint"),
-    ("face_detector", "onnx_detector", "detector", "peers"),
+    ("face_detector", "onnx_detector", "runtimes", "detector", "peers"),
     ("evaluation",),
     ("detect_files", "labelling", "training", "export", "benchmark"),
     ("notebook",),

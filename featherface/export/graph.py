@@ -132,8 +132,18 @@ def _pool(node: NodeProto, constants: dict[str, np.ndarray]) -> None:
 
 
 def describe(model: ModelProto, *, architecture: str, form: str, size: Size | None) -> None:
-    """Write into the file what a program needs to use it, and name the sizes that may vary."""
-    facts = {
+    """Write the facts into the file, and name the sizes that may vary."""
+    onnx.helper.set_model_props(model, facts(architecture=architecture, form=form, size=size))
+    names = ("batch", "anchors") if form == "raw" else ("faces",)
+    for output in model.graph.output:
+        for dimension, name in zip(output.type.tensor_type.shape.dim, names, strict=False):
+            if not dimension.HasField("dim_value"):
+                dimension.dim_param = name
+
+
+def facts(*, architecture: str, form: str, size: Size | None) -> dict[str, str]:
+    """Return what a program needs to know to use a file."""
+    return {
         "format": "featherface/1",
         "featherface": __version__,
         "architecture": architecture,
@@ -148,12 +158,6 @@ def describe(model: ModelProto, *, architecture: str, form: str, size: Size | No
         "keep_top_k": str(KEEP_TOP_K),
         "landmarks": json.dumps(LANDMARK_NAMES),
     }
-    onnx.helper.set_model_props(model, facts)
-    names = ("batch", "anchors") if form == "raw" else ("faces",)
-    for output in model.graph.output:
-        for dimension, name in zip(output.type.tensor_type.shape.dim, names, strict=False):
-            if not dimension.HasField("dim_value"):
-                dimension.dim_param = name
 
 
 def open_model(model: ModelProto, *, threads: int = 1) -> "InferenceSession":

@@ -19,8 +19,10 @@ from featherface.detector import Detector
 from featherface.errors import ExportError
 from featherface.evaluation import compare
 from featherface.export.graph import Size, open_model
+from featherface.face_detector import FaceDetector
 from featherface.images import fit_long_side, network_input, padded_size, read_image
 from featherface.onnx_detector import OnnxDetector
+from featherface.runtimes import RuntimeDetector
 
 # long sides of the pictures that parity is measured on, pixels
 SIDES = (
@@ -112,7 +114,11 @@ def _limits(model: nn.Module) -> tuple[float, float]:
 
 
 def face_parity(
-    expected: Detector, found: OnnxDetector, photos: Sequence[np.ndarray], *, exact: bool
+    expected: Detector,
+    found: OnnxDetector | RuntimeDetector,
+    photos: Sequence[np.ndarray],
+    *,
+    exact: bool,
 ) -> dict[str, float]:
     """Count the faces that both find, with the smallest IoU and largest difference of scores.
 
@@ -135,7 +141,7 @@ def face_parity(
 
 
 def _same_faces(
-    expected: Detector, found: OnnxDetector, photos: Sequence[np.ndarray]
+    expected: Detector, found: FaceDetector, photos: Sequence[np.ndarray]
 ) -> dict[str, float]:
     """Compare at the thresholds as they are; NaN where no face is in both."""
     first, second = expected.detect_batch(photos), found.detect_batch(photos)
