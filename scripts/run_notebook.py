@@ -159,11 +159,10 @@ def main() -> None:
     parameters = {"MODE": args.mode, "SETTINGS": settings, "FRESH": args.fresh}
     _, problems = run_notebook(out, parameters=parameters)
     page = out / f"{NOTEBOOK.stem}.html"
-    print(
-        f"done in {(time.monotonic() - started) / 60:.1f} minutes; paths are relative to ", end=""
-    )
-    gives = summary(current_session())["value"]  # works in the notebook's folder from here on
-    print(Path.cwd(), *(f"{what}: {value}" for what, value in gives.items()), sep="\n")
+    minutes = (time.monotonic() - started) / 60
+    gives = summary(current_session())["value"]  # changes the working folder to the notebook's
+    print(f"done in {minutes:.1f} minutes, in {Path.cwd()}:")
+    print(*(f"{what}: {value}" for what, value in gives.items()), sep="\n")
     print(f"page: {page} ({page.stat().st_size / 1e6:.1f} MB)")
     if problems:
         raise ConfigError(f"{problems} steps were not done: see above, or the page")

@@ -124,6 +124,6 @@ def summary(session: Session) -> pd.DataFrame:
         used = path.suffix in (".pth", ".onnx", ".csv", ".json", ".md", ".png", ".jpg")
         if path.is_file() and used and path.stat().st_mtime >= begin:
             kind = "picture" if path.name == PICTURE else "file"
-            rows.append((kind, f"{path.as_posix()} ({path.stat().st_size / 1e6:.2f} MB)"))
+            rows.append((kind, f"{path.as_posix()} ({path.stat().st_size / 1e3:,.1f} kB)"))
     rows.sort(key=lambda row: row[0] == "picture")  # at the end
     return pd.DataFrame(rows, columns=["what", "value"]).drop_duplicates().set_index("what")
