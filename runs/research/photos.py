@@ -13,7 +13,7 @@ import numpy as np
 
 HERE = Path(__file__).parent
 SHARED = Path(os.environ.get("SHARED", "../shared"))
-SIDE, WIDER_SIDE = 640, 832
+SIDE, WIDER_SIDE = 640, 1280
 # whole scenes that nothing is trained on (nor were the shipped weights): two sports, a mask set, street crowds
 DEV_SPORTS = ("basketball", "chess")
 DEV_LISTS = ("k0ekje", "princenarula")

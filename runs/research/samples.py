@@ -74,7 +74,7 @@ def faces_of(cache):
 class Samples:
     """Random crops of `size` pixels. A photograph's chance grows with the root of its faces."""
 
-    def __init__(self, seed, mix=(0.5, 0.32, 0.18)):
+    def __init__(self, seed, mix=(0.44, 0.32, 0.24)):
         self.cache, self.rng, self.mix = Cache(), np.random.default_rng(seed), mix
         self.faces = faces_of(self.cache)
         self.keys = sorted(self.faces)
@@ -99,7 +99,7 @@ class Samples:
             i, j = self.close[rng.integers(len(self.close))]
             key = self.keys[i]
             x1, y1, x2, y2 = self.faces[key][j, :4]
-            side = max(x2 - x1, y2 - y1) / rng.uniform(0.45, 1.3)
+            side = max(x2 - x1, y2 - y1) / rng.uniform(0.3, 1.3)
             cx, cy = (x1 + x2) / 2 + rng.normal(0, 0.12) * (x2 - x1), (y1 + y2) / 2 + rng.normal(0, 0.12) * (y2 - y1)
             return key, cx - side / 2, cy - side / 2, side
         key = self.keys[min(np.searchsorted(self.chance, rng.random()), len(self.keys) - 1)]

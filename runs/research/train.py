@@ -122,11 +122,12 @@ def worker(rank, args):
     sums, since, cpu = np.zeros(4), 0, time.process_time()
     flat_names = list(params)
     while True:
-        clock = torch.tensor([time.time()], dtype=torch.float64)
+        now = time.time()
+        share = step / args.steps if args.steps else (now - start + spent) / (end - start + spent)
+        share = torch.tensor([share], dtype=torch.float64)
         if args.procs > 1:
-            dist.broadcast(clock, 0)  # all judge by one clock
-        now = float(clock)
-        done = step / args.steps if args.steps else (now - start + spent) / (end - start + spent)
+            dist.broadcast(share, 0)  # rank 0 judges the end for all
+        done = float(share)
         if done >= 1:
             break
         rate = args.lr * min(1, (step + 1) / args.warm) * (args.end + (1 - args.end) * 0.5 * (1 + math.cos(math.pi * done)))
