@@ -294,6 +294,12 @@ def _export_runtime(args: Namespace) -> None:
     print(line.format(**parity))
 
 
+def runs() -> None:
+    from featherface.training.runs import main
+
+    main()
+
+
 def prepare_data() -> None:
     """Download WIDER FACE and check that a data folder is complete and readable."""
     parser = cli.parser(prepare_data.__doc__ or "")
@@ -428,6 +434,7 @@ DATA: Commands = {
 COMMANDS: Commands = {
     "detect": ("find faces in photos, folders, videos and cameras", detect),
     "train": ("train V1 or V2", partial(choose, "Train a network.", TRAIN)),
+    "runs": ("list and compare finished and running trainings", runs),
     "evaluate": ("measure AP on WIDER FACE or annotated photos", evaluate),
     "label": ("label photographs to train on by other detectors", label),
     "export": ("write ONNX files and a deployment package", export),

@@ -47,6 +47,7 @@ EXTRAS = {  # {module of a missing library: the extra that installs it}
         ("torch", "torchvision", "onnx", "onnxscript", "gdown", "yaml", "safetensors"), "train"
     ),
     **dict.fromkeys(("scipy", "pandas", "matplotlib"), "train"),
+    "tensorboard": "tensorboard",
     **dict.fromkeys(("IPython", "jupyter_client", "nbformat", "nbclient", "psutil"), "notebook"),
     **{"openvino": "openvino", "ncnn": "ncnn", "pnnx": "ncnn"},
     **dict.fromkeys(("ai_edge_litert", "litert_torch"), "tflite"),

@@ -245,6 +245,21 @@ def plot_progress(
     return figure
 
 
+def plot_runs(logs: "Mapping[str, pd.DataFrame]") -> Figure:
+    """Draw loss and validation AP of several runs over each other. logs: tables by run's name."""
+    figure = new_figure((9, 3.6))
+    axes = figure.subplots(1, 2)
+    for index, (name, log) in enumerate(logs.items()):
+        for ax, column in zip(axes, ("loss", "val_ap"), strict=True):
+            if column in log:
+                points = log[["epoch", column]].dropna()
+                marker = "o" if len(points) == 1 else None
+                ax.plot(*points.to_numpy().T, label=name, marker=marker, **line_style(index))
+    finish(axes[0], "epoch", "loss", legend="below")
+    finish(axes[1], "epoch", "validation AP")
+    return figure
+
+
 def _draw_terms(ax: Axes, log: "pd.DataFrame") -> None:
     """Draw each loss term that is not always 0 on a logarithmic scale, with a legend outside."""
     others = {"epoch", "loss", "lr", "seconds", "images_per_second", "loader_share"}

@@ -71,6 +71,7 @@ def test_a_run_writes_its_files_and_a_row_an_epoch(config):
         "FeatherFaceV2_last.pth",
         "FeatherFaceV2_final.pth",
         "training_log.csv",
+        "config.json",
         "progress.json",
     }
     log = pd.read_csv(final.parent / "training_log.csv")
@@ -313,7 +314,8 @@ def test_a_loss_that_is_no_number_ends_the_run_before_it_is_saved(config, monkey
     monkeypatch.setattr(engine, "update", poison)
     with pytest.raises(TrainingError, match="the loss became nan"):
         engine.train(config, progress=False)
-    assert [path.name for path in Path(config.save_folder).iterdir()] == ["progress.json"]
+    names = {path.name for path in Path(config.save_folder).iterdir()}
+    assert names == {"config.json", "progress.json"}
     status = status_of(config)
     assert status["state"] == "failed" and status["error"].startswith("the loss became nan")
 

@@ -31,7 +31,7 @@ def train_command(defaults: TrainConfig, description: str | None) -> None:
     if arguments["resume"] is not None:
         resume = Path(arguments["resume"]) if arguments["resume"] else newest_intact(config)
         config = resumed_config(resume, {"save_folder": str(resume.parent), **explicit})
-    train(config, resume=resume, overwrite=arguments["overwrite"])
+    train(config, resume=resume, overwrite=arguments["overwrite"], log=arguments["log"])
 
 
 def _flags(defaults: TrainConfig, description: str) -> ArgumentParser:
@@ -55,6 +55,9 @@ def _flags(defaults: TrainConfig, description: str) -> ArgumentParser:
         )
     commands.add_argument(
         *flag("overwrite"), action="store_true", help="replace an unfinished run in the save folder"
+    )
+    commands.add_argument(
+        "--log", choices=("tensorboard",), default="", help="event files of TensorBoard as well"
     )
     add_config_flags(commands, defaults)
     return commands

@@ -38,8 +38,8 @@ from featherface.training.state import (
     ProgressFile,
     Run,
     checkpoint_path,
-    clear_folder,
     own_folder,
+    prepare_folder,
     resumed_config,
 )
 from featherface.training.step import (
@@ -61,17 +61,17 @@ def train(
     resume: Path | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    log: str = "",
 ) -> Path:
     """Train as the config says and return the path of the final weights.
 
     photos: train on these instead of those of the config. criterion: a subclass of Distillation
     instead of the recipe's. resume: a checkpoint to continue from, to the same result. overwrite:
-    replace the run in the folder. progress: show a bar.
+    replace the run in the folder. progress: show a bar. log: "tensorboard" writes event files too.
 
-    Writes checkpoints, training_log.csv and progress.json to `config.save_folder`. On Ctrl-C,
-    SIGTERM or SIGHUP the state is saved to …_last.pth and KeyboardInterrupt is raised. Raises
-    TrainingError if the folder holds another run, ConfigError if another process trains there.
-    Under torchrun only rank 0 writes files and prints.
+    Rank 0 writes config.json, checkpoints, training_log.csv and progress.json to the save folder.
+    On Ctrl-C, SIGTERM or SIGHUP the state is saved to …_last.pth and KeyboardInterrupt is raised.
+    Raises TrainingError if the folder holds another run, ConfigError if another process trains it.
     """
     if resume:
         resumed_config(resume, config.as_dict())  # raises ConfigError for another config
@@ -81,7 +81,7 @@ def train(
         allowed = continued or (overwrite and not resume)
         with (
             own_folder(config, run_allowed=allowed) if worker.first else nullcontext(),
-            ProgressFile(config, write=worker.first) as status,
+            ProgressFile(config, write=worker.first, log=log) as status,
             errors_explained(config),
         ):
             wait_for_all()
@@ -107,8 +107,8 @@ def train(
                 by_torch = [teacher.model] if teacher and not teacher.session else []
                 compile_networks([run.model, *by_torch], run.device)
             wait_for_all()  # no process can fail in its set-up now, or still reads the old run
-            if worker.first and not continued:
-                clear_folder(config)
+            if worker.first:
+                prepare_folder(config, keep=continued)
             wait_for_all()
             train_all_epochs(run, loader, sampler, validator, progress=bar)
             finish(run, loader, sampler)

@@ -5,10 +5,10 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -33,6 +33,9 @@ from featherface.files import commit, locked, remove_temporary, sha256, versions
 from featherface.losses import Distillation
 from featherface.training.optim import Averages, make_optimizer, make_scheduler
 from featherface.training.step import Step, digest_of, make_step
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 def checkpoint_path(config: TrainConfig, what: int | str) -> Path:
@@ -73,6 +76,14 @@ def own_folder(config: TrainConfig, *, run_allowed: bool) -> Iterator[None]:
         yield
 
 
+def prepare_folder(config: TrainConfig, *, keep: bool) -> None:
+    """Clear the folder, unless its run is to be kept, and write config.json for `--config`."""
+    if not keep:
+        clear_folder(config)
+    settings = json.dumps(config.as_dict(), indent=1, ensure_ascii=False)
+    write_text(Path(config.save_folder) / "config.json", settings + "\n")
+
+
 def clear_folder(config: TrainConfig) -> None:
     """Remove the run of the folder and its log, except its final weights.
 
@@ -85,6 +96,7 @@ def clear_folder(config: TrainConfig) -> None:
         numbered = folder.glob(last.name.replace("last", "epoch_*"))
         for old in (*numbered, best, last, log_path(config)):
             old.unlink(missing_ok=True)
+        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     elif final.exists():
         kept = checkpoint_path(config, f"final_{sha256(final)[:8]}")
         shutil.copyfile(final, kept)
@@ -97,12 +109,20 @@ MOST_LOSSES = 500  # in progress.json; beyond, every other one is dropped
 class ProgressFile:
     """progress.json in the save folder: where the run stands, for another process to read.
 
-    As a context it writes how the run ends: done, stopped or failed. Each write is atomic.
+    As a context it writes how the run ends: done, stopped or failed. Each write is atomic. With
+    `log="tensorboard"` loss and speed by step and the log's columns by epoch go to TensorBoard's
+    event files too, in the folder tensorboard.
     """
 
-    def __init__(self, config: TrainConfig, *, write: bool) -> None:
+    def __init__(self, config: TrainConfig, *, write: bool, log: str = "") -> None:
         self.path = Path(config.save_folder) / "progress.json"
         self.active = write
+        self.board: SummaryWriter | None = None
+        self.open_board: Callable[[str], SummaryWriter] | None = None
+        if write and log:  # the first figures open it, when the run before is cleared
+            from torch.utils import tensorboard  # of an extra, and slow to import
+
+            self.open_board = tensorboard.SummaryWriter
         self.values: dict[str, Any] = {
             "state": "starting",
             "epoch": 0,  # epochs done
@@ -131,6 +151,16 @@ class ProgressFile:
                     del self.values["losses"][1::2]
         if self.active:
             write_text(self.path, json.dumps(self.values, indent=1) + "\n")
+        if run and figures:
+            self.plot("step", figures, run.epoch * run.steps_per_epoch + run.batch)
+
+    def plot(self, by: str, figures: Mapping[str, float], at: int) -> None:
+        """Add numbers to TensorBoard's files, if there are any. by: step or epoch, of number at."""
+        if self.open_board:
+            self.board = self.board or self.open_board(str(self.path.with_name("tensorboard")))
+            for name, value in figures.items():
+                self.board.add_scalar(f"{by}/{name}", value, at)
+            self.board.flush()
 
     def __enter__(self) -> "ProgressFile":
         self.write("starting")
@@ -143,6 +173,8 @@ class ProgressFile:
             self.write("stopped")
         else:
             self.write("failed", error=" ".join(str(error).split()) or type(error).__name__)
+        if self.board:
+            self.board.close()
 
 
 class Run:
@@ -236,6 +268,7 @@ class Run:
             table = pd.DataFrame(self.log)
             write_text(log_path(self.config), table.to_csv(index=False, float_format="%.6g"))
         self.status.write("training", self)
+        self.status.plot("epoch", row, self.epoch)
 
     def save(self, path: Path) -> None:
         """Write everything to resume from. All processes call this; rank 0 writes."""
