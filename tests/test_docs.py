@@ -159,7 +159,7 @@ def _flags(command: str) -> frozenset[str]:
 def test_flags_are_known(path):
     """A flag after a command is that command's; others are of any command named here."""
     text = path.read_text().replace("\\\n", " ")
-    known = {"--nproc-per-node", "--help"}.union(_flags("scripts/train_v2.py"))
+    known = {"--nproc-per-node", "--logdir", "--help"}.union(_flags("scripts/train_v2.py"))
     known = known.union(*map(_flags, re.findall(COMMAND, text)))
     for line in text.splitlines():
         before, *commands = re.split(COMMAND + r"([^`#]*)", line)
