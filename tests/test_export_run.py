@@ -1,6 +1,5 @@
 """One export: files that load, a README that says what was measured, errors in one line."""
 
-import importlib.util
 import shutil
 import sys
 from pathlib import Path
@@ -13,15 +12,13 @@ import torch
 from exported import graph, network
 
 import featherface as ff
-from featherface import cli
+from featherface import cli, commands
 from featherface.checkpoint import FORMAT, read_file, write_file
 from featherface.errors import CheckpointError, ConfigError, DataError, ExportError
 from featherface.export import OPSET, Settings, export, parity, parse_size, run
 from featherface.export.int8 import Quantised
 from featherface.export.run import _check
 from featherface.structures import Detections
-
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts/export.py"
 
 
 @pytest.fixture
@@ -259,13 +256,10 @@ def test_settings_that_cannot_work(weights, tmp_path):
 
 
 def script(monkeypatch, *arguments):
-    """Run scripts/export.py in this process; its exit code."""
-    spec = importlib.util.spec_from_file_location("export_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    """Run the command export in this process; its exit code."""
     monkeypatch.setattr(sys, "argv", ["export.py", *map(str, arguments)])
     try:
-        cli.run(module.main)
+        cli.run(commands.export)
     except SystemExit as end:
         return end.code
     return 0

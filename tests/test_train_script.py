@@ -21,7 +21,7 @@ from featherface.checkpoint import FORMAT, read_file, write_file
 from featherface.config import V1, V2, TrainConfig
 from featherface.errors import ConfigError
 from featherface.models.networks import FeatherFaceV1
-from featherface.training import command
+from featherface.training import checkpoint_path, command
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 SHIPPED = SCRIPTS.parent / "weights" / "v2" / "FeatherFaceV2_final.pth"
@@ -111,6 +111,7 @@ def test_a_quick_run_has_a_folder_of_its_own_but_a_resumed_one_keeps_its(
     seen = []
     monkeypatch.setattr(command, "train", lambda config, **options: seen.append((config, options)))
     monkeypatch.setattr(command, "resumed_config", lambda path, explicit: V2.replace(**explicit))
+    monkeypatch.setattr(command, "newest_intact", lambda config: checkpoint_path(config, "last"))
     last = tmp_path / "FeatherFaceV2_last.pth"
     for flags in (["--quick"], ["--quick", "--resume"], ["--quick", "--resume", str(last)]):
         monkeypatch.setattr(sys, "argv", [f"train_{network}.py", *flags])
