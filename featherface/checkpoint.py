@@ -118,7 +118,7 @@ def _check_sums(file: Path) -> None:
         raise CheckpointError(f"{file}: the file is damaged ({error}); copy it again") from error
     if damaged:
         raise CheckpointError(
-            f"{file}: the file is damaged: {printable(damaged)} in it does not have its checksum; "
+            f"{file}: the file is damaged: the checksum of {printable(damaged)} in it is wrong; "
             "copy or download it again"
         )
 

@@ -423,8 +423,10 @@ def newest_intact(config: TrainConfig) -> Path:
         read_resumable(last)
         return last
     except CheckpointError as error:
-        numbered = last.parent.glob(last.name.replace("last", "epoch_*"))
-        for path in sorted(numbered, key=lambda path: path.stat().st_mtime, reverse=True):
+        found = last.parent.glob(last.name.replace("last", "epoch_*"))
+        numbers = (path.stem.rpartition("_")[2] for path in found)
+        for number in sorted((int(each) for each in numbers if each.isdecimal()), reverse=True):
+            path = checkpoint_path(config, number)
             try:
                 read_resumable(path)
             except FeatherFaceError:
